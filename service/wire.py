@@ -28,7 +28,7 @@ MAX_CAPTURED_AT_US = 2**64 - 1
 class PushedFrame:
     """What a client sends for one frame.
 
-    `captured_at_us` is the client's own clock in microseconds, 0 to 2**64 - 1, echoed untouched; 0 is unknown.
+    `captured_at_us` is the client's own clock in microseconds, echoed untouched; 0 means unknown.
     `payload` is one encoded picture, or one access unit of a bitstream; never empty.
     """
 
@@ -40,10 +40,11 @@ class PushedFrame:
 class MaskHeader:
     """What the service says about one frame; the mask's bytes follow it.
 
-    `width` and `height` are the source frame's, in pixels: the mask covers exactly that picture at the model's
-    own scale. `mask` names the format of the bytes. `latency_ms` maps each stage to its share. `dropped` counts
-    this stream's frames that never reached the model, by cause, and `received` all that arrived, both since the
-    stream began; `skipped` counts the results this viewer did not get because it was slow.
+    `width` and `height` are the source frame's, in pixels: the mask covers exactly that picture at the
+    model's own scale. `mask` names the format of the bytes. `latency_ms` maps each stage to its share.
+    `dropped` counts this stream's frames that never reached the model, by cause, and `received` all that
+    arrived, both since the stream began; `skipped` counts the results this viewer did not get because it
+    was slow.
     """
 
     sequence: int

@@ -1,0 +1,183 @@
+"""Fixtures that every suite shares: a small real bundle, and a real server that serves it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+READY_LINE = re.compile(r"surgseg is ready at (http://\S+:\d+)/")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data beside the checkout; skips where it is absent."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not here: {folder} does not exist")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle, 512 x 288, whose rule a test can predict: label 1 where the mean of R, G, B exceeds 127."""
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    write_small_bundle(folder)
+    return folder
+
+
+def write_small_bundle(folder: Path, height: int = 288, width: int = 512) -> None:
+    """Write the bundle of `small_bundle`, at any canvas size."""
+    from service.contract.bundle import GOLDEN_IMAGE, GOLDEN_MASK, MODEL_NAME, hash_file
+    from service.contract.model_card import CARD_NAME, ClassInfo, InputSize, ModelCard
+
+    (folder / "golden").mkdir(parents=True)
+    _write_threshold_graph(folder / MODEL_NAME, height, width)
+    image_hwc = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    image_hwc = cv2.blur(image_hwc, (9, 9))
+    mask_hw = (image_hwc.sum(axis=2, dtype=np.int32) > 3 * 127).astype(np.uint8)
+    cv2.imwrite(str(folder / GOLDEN_IMAGE), image_hwc[:, :, ::-1])
+    cv2.imwrite(str(folder / GOLDEN_MASK), mask_hw)
+    card = ModelCard(
+        name="small-threshold",
+        version="1",
+        description="Labels bright pixels; for tests.",
+        classes=(
+            ClassInfo(id=0, name="background", colour=(0, 0, 0)),
+            ClassInfo(id=1, name="instrument", colour=(0, 200, 255)),
+        ),
+        input_size=InputSize(height=height, width=width),
+        network="threshold",
+        method="none",
+        parameters=0,
+        files={name: hash_file(folder / name) for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK)},
+    )
+    card.save(folder / CARD_NAME)
+
+
+def _write_threshold_graph(path: Path, height: int, width: int) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["image_float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["image_float", "channels"], ["brightness"], keepdims=0),
+        helper.make_node("Greater", ["brightness", "threshold"], ["bright"]),
+        helper.make_node("Cast", ["bright"], ["mask"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "threshold",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
+        [helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", height, width])],
+        [
+            helper.make_tensor("channels", TensorProto.INT64, [1], [3]),
+            helper.make_tensor("threshold", TensorProto.FLOAT, [], [3 * 127]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+@dataclass
+class Server:
+    """A running `surgseg serve`. `output` collects every line it has printed (both streams)."""
+
+    process: subprocess.Popen[str]
+    output: list[str] = field(default_factory=list)
+    url: str = ""
+
+    @property
+    def ws_url(self) -> str:
+        return self.url.replace("http://", "ws://", 1)
+
+    def stop(self, timeout_s: float = 20.0) -> int:
+        """Ask it to end (SIGTERM), wait, and give its exit code; kill it if it does not end."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+
+def start_server(*arguments: str, ready_timeout_s: float = 60.0, **environment: str) -> Server:
+    """Start `python -m service serve ARGUMENTS` and wait for its ready line; `environment` adds variables."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", "serve", *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    server = Server(process)
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=_collect, args=(server, lines), daemon=True).start()
+    deadline_at = time.monotonic() + ready_timeout_s
+    while not server.url:
+        try:
+            line = lines.get(timeout=max(0.01, deadline_at - time.monotonic()))
+        except queue.Empty:
+            line = None
+        if line is None:
+            process.kill()
+            process.wait()
+            raise AssertionError("the server did not become ready; it printed:\n" + "".join(server.output))
+        if found := READY_LINE.search(line):
+            server.url = found.group(1)
+    return server
+
+
+def _collect(server: Server, lines: queue.Queue[str | None]) -> None:
+    assert server.process.stdout is not None
+    with server.process.stdout as stream:
+        for line in stream:
+            server.output.append(line)
+            lines.put(line)
+    lines.put(None)
+
+
+@pytest.fixture
+def launch_server(small_bundle: Path) -> Iterator[Callable[..., Server]]:
+    """A function that starts a server of the test's own: `launch_server(*arguments, **environment) -> Server`.
+
+    The small bundle and a free port are added unless the arguments name others; servers end with the test.
+    """
+    started: list[Server] = []
+
+    def launch(*arguments: str, **environment: str) -> Server:
+        defaults: list[str] = []
+        if "--bundle" not in arguments:
+            defaults += ["--bundle", str(small_bundle)]
+        if "--port" not in arguments:
+            defaults += ["--port", "0"]
+        started.append(start_server(*defaults, *arguments, **environment))
+        return started[-1]
+
+    yield launch
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(small_bundle: Path) -> Iterator[Server]:
+    """A real `surgseg serve` of the small bundle on a free port: `.url`, `.ws_url`, `.process`, `.output`."""
+    running = start_server("--port", "0", "--bundle", str(small_bundle))
+    yield running
+    running.stop()

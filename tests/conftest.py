@@ -32,7 +32,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle, 512 x 288, whose rule a test can predict: label 1 where the mean of R, G, B exceeds 127."""
+    """A real bundle, 512 x 288, with a rule a test can predict: label 1 where the mean of R, G, B exceeds 127."""
     folder = tmp_path_factory.mktemp("bundles") / "small"
     write_small_bundle(folder)
     return folder
@@ -155,7 +155,7 @@ def _collect(server: Server, lines: queue.Queue[str | None]) -> None:
 
 @pytest.fixture
 def launch_server(small_bundle: Path) -> Iterator[Callable[..., Server]]:
-    """A function that starts a server of the test's own: `launch_server(*arguments, **environment) -> Server`.
+    """A function that starts a server of the test's own: `launch_server(*arguments, **environment)`.
 
     The small bundle and a free port are added unless the arguments name others; servers end with the test.
     """

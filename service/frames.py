@@ -1,0 +1,110 @@
+"""What travels through the service: pictures, frames, their timelines, and masks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.contract.geometry import Fit, Image, Mask
+
+
+class Stage(StrEnum):
+    """The parts of one frame's latency, in order. Each is the gap between two marks of its Timeline."""
+
+    DECODE = "decode"
+    PREPARE = "prepare"
+    WAIT = "wait"
+    INFER = "infer"
+    ENCODE = "encode"
+    SEND = "send"
+
+
+class DropReason(StrEnum):
+    """Why a frame that was received never gave a mask."""
+
+    SUPERSEDED = "superseded"
+    """A newer frame of the same stream came before this one was looked at."""
+    DEADLINE = "deadline"
+    """It waited longer than its stream allows."""
+    CLOSED = "closed"
+    """Its stream, or the service, closed first."""
+    UNDECODABLE = "undecodable"
+    """Its bytes are not a picture that we accept."""
+
+
+@dataclass(slots=True)
+class Timeline:
+    """When a frame came, and when each of its stages ended, in seconds of the monotonic clock.
+
+    It has no clock of its own. Stages are gaps between neighbouring marks, so they add up to the total by
+    construction. One thread at a time may hold it.
+    """
+
+    arrived_at: float
+    marks: list[tuple[Stage, float]] = field(default_factory=list)
+
+    @property
+    def ended_at(self) -> float:
+        """The instant of the last mark, or of arrival where there is none."""
+        return self.marks[-1][1] if self.marks else self.arrived_at
+
+    @property
+    def total_s(self) -> float:
+        """Seconds from arrival to the last mark."""
+        return self.ended_at - self.arrived_at
+
+    def mark(self, stage: Stage, ended_at: float) -> None:
+        """Say when `stage` ended. Raises ValueError when that lies before the mark that went before."""
+        if ended_at < self.ended_at:
+            raise ValueError(f"{stage} ends {self.ended_at - ended_at:.6f} s before the stage before it")
+        self.marks.append((stage, ended_at))
+
+    def durations_s(self) -> dict[Stage, float]:
+        """Seconds per stage; a stage that was marked twice counts both gaps."""
+        durations: dict[Stage, float] = {}
+        started_at = self.arrived_at
+        for stage, ended_at in self.marks:
+            durations[stage] = durations.get(stage, 0.0) + (ended_at - started_at)
+            started_at = ended_at
+        return durations
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedFrame:
+    """A picture out of a source: `image_hwc` uint8 RGB at source size, `pts_s` its presentation time.
+
+    `sequence`, `captured_at_us` and `arrived_at` (monotonic seconds, when its bytes came) are there where the
+    source knows them, as pushed pictures do; otherwise the reader numbers and times the frame.
+    """
+
+    image_hwc: Image
+    pts_s: float | None
+    sequence: int | None = None
+    captured_at_us: int = 0
+    arrived_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A picture that is ready for the model: `canvas_hwc` uint8 RGB at the model's input size.
+
+    `sequence` counts the frames received on the stream, from 1. `deadline_at` is the monotonic instant after
+    which nobody wants its mask; None means it may wait for ever.
+    """
+
+    stream_id: str
+    sequence: int
+    canvas_hwc: Image
+    fit: Fit
+    timeline: Timeline
+    captured_at_us: int = 0
+    pts_s: float | None = None
+    deadline_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedFrame:
+    """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's input size, owned by the holder."""
+
+    frame: Frame
+    canvas_mask_hw: Mask

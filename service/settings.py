@@ -1,0 +1,80 @@
+"""Every environment variable of the service, read and validated once at start. Nothing below reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import InvalidRequestError
+
+_PREFIX = "SURGSEG_"
+Positive = Annotated[int, Field(ge=1)]
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """The service's settings; each field is the environment variable `SURGSEG_` + its name in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
+
+    bundle: Path | None = Field(None, description="bundle folder; the one that ships with surgseg if unset")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    backend: str = Field("auto", description="inference runtime, or auto")
+    threads: Positive | None = Field(
+        None, description="threads of one inference; the free physical cores if unset"
+    )
+    batch_sizes: Annotated[tuple[Positive, ...], NoDecode] = Field(
+        (1,), description="batch sizes that are warmed at start, as 1,2,4"
+    )
+    max_streams: Positive = Field(16, description="streams open at once")
+    max_requests: Positive = Field(32, description="POST /v1/segment requests worked on at once")
+    max_body_bytes: Positive = Field(32 * 2**20, description="largest request body or WebSocket message")
+    max_pixels: Positive = Field(50_000_000, description="largest picture, width x height")
+    body_timeout_s: PositiveSeconds = Field(30.0, description="how long a request body may take to arrive")
+    deadline_s: PositiveSeconds = Field(1.0, description="how long a live frame may wait for the model")
+    request_deadline_s: PositiveSeconds = Field(
+        30.0, description="how long a single picture may wait for the model"
+    )
+    every_depth: Positive = Field(4, description="frames under way at once on a mode=every stream")
+    probe_interval_s: PositiveSeconds = Field(
+        5.0, description="idle time after which the golden picture is run"
+    )
+    ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")
+    drain_timeout_s: PositiveSeconds = Field(
+        10.0, description="how long frames in flight may take on SIGTERM"
+    )
+    scene: bool = Field(True, description="offer the synthetic scene at /v1/scene")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe log line shown"
+    )
+
+    @field_validator("batch_sizes", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("batch_sizes", mode="after")
+    @classmethod
+    def _sort(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of this process; overrides (from the command line) win over the environment, None does not.
+
+    Raises InvalidRequestError that names the first bad setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = _PREFIX + str(first["loc"][0]).upper()
+        raise InvalidRequestError(
+            f"{name} is {first['input']!r}: {first['msg']}.",
+            "a value that the setting allows",
+            f"Change {name}, or the command line option that sets it.",
+        ) from error

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.errors import InvalidRequestError, StreamError
+from service.errors import InvalidRequestError, StreamError, SurgsegError
 
 PROTOCOL_VERSION = 1
 CODECS = ("jpeg", "png")
@@ -40,11 +40,11 @@ class PushedFrame:
 class MaskHeader:
     """What the service says about one frame; the mask's bytes follow it.
 
-    `width` and `height` are the source frame's, in pixels: the mask covers exactly that picture at the
-    model's own scale. `mask` names the format of the bytes. `latency_ms` maps each stage to its share.
-    `dropped` counts this stream's frames that never reached the model, by cause, and `received` all that
-    arrived, both since the stream began; `skipped` counts the results this viewer did not get because it
-    was slow.
+    `sequence` counts the frames received on the stream, from 1. `width` and `height` are the source
+    frame's, in pixels: the mask covers exactly that picture at the model's own scale. `mask` names the format
+    of the bytes. `latency_ms` maps each stage to its share. `dropped` counts this stream's frames that never
+    reached the model, by cause, and `received` all that arrived, both since the stream began; `skipped` counts
+    the results this viewer did not get because it was slow.
     """
 
     sequence: int
@@ -118,6 +118,32 @@ def unpack_event(message: str) -> dict[str, Any]:
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise _not_an_answer(f"Its text is no event: {message[:60]!r}.")
     return event
+
+
+def describe_error(error: SurgsegError) -> dict[str, Any]:
+    """The fields that an `error` event and a problem document share."""
+    return {
+        "slug": error.slug,
+        "title": error.title,
+        "status": error.status,
+        "detail": str(error),
+        "found": error.found,
+        "expected": error.expected,
+        "remedy": error.remedy,
+    }
+
+
+def rebuild_error(fields: Mapping[str, Any]) -> SurgsegError:
+    """The error that `describe_error` described; a plain SurgsegError where the kind is unknown."""
+    slug = str(fields.get("slug") or fields.get("type", ""))
+    kind = _KINDS.get(slug, SurgsegError)
+    detail = str(fields.get("detail") or fields.get("title") or f"The service answered {dict(fields)}.")
+    found = str(fields.get("found") or detail)
+    expected = str(fields.get("expected") or "a request that the service accepts")
+    return kind(found, expected, str(fields.get("remedy") or "Read the service's log."))
+
+
+_KINDS: dict[str, type[SurgsegError]] = {kind.slug: kind for kind in SurgsegError.__subclasses__()}
 
 
 def _read_header(text: bytes) -> MaskHeader:

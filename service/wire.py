@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from service.errors import InvalidRequestError, StreamError, SurgsegError
 
 PROTOCOL_VERSION = 1
-CODECS = ("jpeg", "png")
-MODES = ("latest", "every")
-EVENT_TYPES = ("ready", "error", "notice", "closing")
+Codec = Literal["jpeg", "png"]
+Mode = Literal["latest", "every"]
+EventType = Literal["ready", "error", "notice", "closing"]
+CODECS: tuple[str, ...] = get_args(Codec)
+MODES: tuple[str, ...] = get_args(Mode)
+EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
 _CAPTURED_AT = struct.Struct(">Q")
 _HEADER_SIZE = struct.Struct(">I")
@@ -40,11 +43,11 @@ class PushedFrame:
 class MaskHeader:
     """What the service says about one frame; the mask's bytes follow it.
 
-    `sequence` counts the frames received on the stream, from 1. `width` and `height` are the source
-    frame's, in pixels: the mask covers exactly that picture at the model's own scale. `mask` names the format
-    of the bytes. `latency_ms` maps each stage to its share. `dropped` counts this stream's frames that never
-    reached the model, by cause, and `received` all that arrived, both since the stream began; `skipped` counts
-    the results this viewer did not get because it was slow.
+    `sequence` counts the frames received on the stream, from 1. `width` and `height` are the source frame's,
+    in pixels: the mask covers exactly that picture at the model's own scale. `mask` names the format of the
+    bytes. `latency_ms` maps each stage to its share. `dropped` counts this stream's frames that never reached
+    the model, by cause, and `received` all that arrived, both since the stream began; `skipped` counts the
+    results this viewer did not get because it was slow.
     """
 
     sequence: int
@@ -54,9 +57,9 @@ class MaskHeader:
     height: int
     mask: str
     latency_ms: Mapping[str, float]
-    dropped: Mapping[str, int] = field(default_factory=dict)
-    received: int = 0
-    skipped: int = 0
+    dropped: Mapping[str, int]
+    received: int
+    skipped: int
 
 
 def pack_frame(frame: PushedFrame) -> bytes:
@@ -104,7 +107,7 @@ def unpack_mask(message: bytes) -> tuple[MaskHeader, bytes]:
     return _read_header(message[_HEADER_SIZE.size : end]), message[end:]
 
 
-def pack_event(event_type: str, **details: Any) -> str:
+def pack_event(event_type: EventType, **details: Any) -> str:
     """A text message: a JSON object with `type`, one of `EVENT_TYPES`."""
     return json.dumps({"type": event_type, **details}, separators=(",", ":"))
 

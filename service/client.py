@@ -1,0 +1,270 @@
+"""What an operating-room workstation imports: pictures in, masks out. It holds no model and no server code.
+
+    from service.client import Client
+
+    with Client("http://127.0.0.1:8000") as client:
+        print(client.model()["name"])
+        result = client.segment("frame.jpg")  # a file, encoded bytes, or uint8 RGB (H, W, 3)
+        print(result.mask_hw.shape, result.timing_ms)
+
+        with client.stream() as stream:
+            for image_hwc in frames:
+                stream.push(image_hwc)
+                for message in stream.arrived():  # the masks that have come so far; never waits
+                    show(message.mask_hw, message.latency_ms)
+            for message in stream.finish():  # waits for the rest
+                show(message.mask_hw, message.latency_ms)
+
+A stream receives in a thread of its own, so one thread of yours is enough, as above; pushing in one thread
+and iterating over the stream in another works too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+from urllib.parse import urlencode, urlsplit
+
+import httpx
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.sync.client import ClientConnection, connect
+
+from service.contract.geometry import Image, Mask
+from service.contract.masks import MaskFormat, decode_mask
+from service.errors import (
+    InvalidPictureError,
+    InvalidRequestError,
+    StreamError,
+    SurgsegError,
+    UnavailableError,
+)
+from service.mask_stream import EventHandler, MaskStream, encode_picture
+from service.wire import Codec, Mode, rebuild_error, unpack_event
+
+_SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Segmentation:
+    """The answer for one picture.
+
+    `mask_hw` is uint8 class ids, at the source picture's size or the model's scale as asked. `data` is the
+    same mask as it came, in `mask_format`. `timing_ms` maps each stage of the service to milliseconds.
+    """
+
+    mask_hw: Mask
+    mask_format: MaskFormat
+    data: bytes
+    timing_ms: dict[str, float]
+
+
+class Client:
+    """A connection to one service; any thread may use it, and each stream it opens has one reader.
+
+    Every failure is a SurgsegError: UnavailableError when nothing answers or the service is full, otherwise
+    the error that the service named.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
+        """`url` is the service's address, such as http://127.0.0.1:8000 (https, ws and wss work too)."""
+        self._http_url, self._stream_url = _split_url(url)
+        self._timeout_s = timeout_s
+        self._http = httpx.Client(base_url=self._http_url, timeout=timeout_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the HTTP connections; streams are closed on their own."""
+        self._http.close()
+
+    def model(self) -> dict[str, Any]:
+        """The card of the model that the service runs."""
+        card: dict[str, Any] = _read_json(self._request("GET", "/v1/model"))
+        return card
+
+    def segment(
+        self,
+        image: Image | bytes | str | Path,
+        *,
+        mask: MaskFormat = "png",
+        size: Literal["model", "source"] = "source",
+    ) -> Segmentation:
+        """Segment one picture: a path, encoded bytes, or uint8 RGB `(H, W, 3)`, which goes without loss."""
+        query = {"mask": mask, "size": size}
+        answer = self._request("POST", "/v1/segment", params=query, content=_read_picture(image))
+        try:
+            mask_hw = decode_mask(answer.content, mask)
+        except ValueError as error:
+            raise _not_ours(answer, f"a {mask} mask") from error
+        timing_ms = {
+            name: float(value)
+            for name, value in _SERVER_TIMING.findall(answer.headers.get("server-timing", ""))
+        }
+        return Segmentation(mask_hw, mask, answer.content, timing_ms)
+
+    def stream(
+        self,
+        *,
+        codec: Codec = "jpeg",
+        mask: MaskFormat = "png",
+        mode: Mode = "latest",
+        on_event: EventHandler | None = None,
+        capacity: int = 64,
+    ) -> MaskStream:
+        """Open a stream; use it as a context manager.
+
+        `mode="latest"` is for live video: a frame that the model has no time for is dropped and counted.
+        `every` answers each frame, in order, and slows the pusher down instead. `capacity` is how many
+        answers may lie unread (see MaskStream). `on_event` is called in the receiving thread with each
+        `notice`, `error` and `closing` event, and must not raise; without it they are logged.
+        """
+        query = urlencode({"codec": codec, "mask": mask, "mode": mode})
+        url = f"{self._stream_url}/v1/stream?{query}"
+        return _open_stream(
+            url, codec=codec, mode=mode, on_event=on_event, capacity=capacity, timeout_s=self._timeout_s
+        )
+
+    def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.HTTPError as error:
+            raise UnavailableError(
+                f"{self._http_url} does not answer ({error.__class__.__name__}: {error}).",
+                "a running surgseg service",
+                "Start it with `surgseg serve`, or check the address.",
+            ) from error
+        if answer.is_success:
+            return answer
+        raise _read_problem(answer)
+
+
+def _open_stream(
+    url: str, *, codec: Codec, mode: Mode, on_event: EventHandler | None, capacity: int, timeout_s: float
+) -> MaskStream:
+    """Connect, and wait for the service's `ready`. Raises the error that it answers with instead."""
+    if capacity < 1:
+        raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
+    try:
+        socket = connect(url, open_timeout=timeout_s, compression=None, max_size=None)
+    except InvalidStatus as error:
+        raise _read_refusal(url, error) from error
+    except (OSError, WebSocketException) as error:
+        raise UnavailableError(
+            f"{url} does not answer ({error.__class__.__name__}: {error}).",
+            "a running surgseg service",
+            "Start it with `surgseg serve`, or check the address.",
+        ) from error
+    try:
+        ready = _read_ready(socket, url, timeout_s)
+    except BaseException:
+        socket.close()
+        raise
+    return MaskStream(
+        socket,
+        ready,
+        url=url,
+        codec=codec,
+        mode=mode,
+        on_event=on_event,
+        capacity=capacity,
+        timeout_s=timeout_s,
+    )
+
+
+def _read_ready(socket: ClientConnection, url: str, timeout_s: float) -> dict[str, Any]:
+    try:
+        message = socket.recv(timeout=timeout_s)
+    except (ConnectionClosed, TimeoutError) as error:
+        raise UnavailableError(
+            f"{url} did not say that it is ready ({error.__class__.__name__}).",
+            "a `ready` event",
+            "Check that it is a surgseg service, and its log.",
+        ) from error
+    event = unpack_event(message) if isinstance(message, str) else {"type": "a mask"}
+    if event["type"] == "error":
+        raise rebuild_error(event)
+    if event["type"] != "ready":
+        raise StreamError(f"{url} began with {event['type']}.", "a `ready` event", "Check its version.")
+    return event
+
+
+def _read_refusal(url: str, error: InvalidStatus) -> SurgsegError:
+    try:
+        problem = json.loads(error.response.body or b"")
+    except ValueError:
+        problem = None
+    if isinstance(problem, dict):
+        return rebuild_error(problem)
+    return StreamError(
+        f"{url} refused the stream with HTTP {error.response.status_code}.",
+        "a surgseg service that accepts it",
+        "Check the address and the service's log.",
+    )
+
+
+def _split_url(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    schemes = {
+        "http": ("http", "ws"),
+        "ws": ("http", "ws"),
+        "https": ("https", "wss"),
+        "wss": ("https", "wss"),
+    }
+    if parts.scheme not in schemes or not parts.netloc:
+        raise InvalidRequestError(
+            f"{url!r} is not the address of a service.",
+            "an address such as http://127.0.0.1:8000 or ws://127.0.0.1:8000",
+            "Give the scheme, the host and the port.",
+        )
+    rest = parts.netloc + parts.path.rstrip("/").removesuffix("/v1/stream")
+    http, websocket = schemes[parts.scheme]
+    return f"{http}://{rest}", f"{websocket}://{rest}"
+
+
+def _read_picture(image: Image | bytes | str | Path) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            return Path(image).read_bytes()
+        except OSError as error:
+            raise InvalidPictureError(
+                f"{image} cannot be read ({error.strerror}).", "a picture file", "Check the path."
+            ) from error
+    return encode_picture(image, "png")
+
+
+def _read_problem(answer: httpx.Response) -> SurgsegError:
+    try:
+        problem = answer.json()
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        return _not_ours(answer, "an answer or a problem document")
+    return rebuild_error(problem)
+
+
+def _read_json(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except json.JSONDecodeError as error:
+        raise _not_ours(answer, "JSON") from error
+
+
+def _not_ours(answer: httpx.Response, expected: str) -> StreamError:
+    kind = answer.headers.get("content-type", "nothing")
+    return StreamError(
+        f"{answer.url} answered {answer.status_code} with {kind}.",
+        expected,
+        "Check that the address is that of a surgseg service of the same version.",
+    )

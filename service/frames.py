@@ -104,7 +104,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedFrame:
-    """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's input size, owned by the holder."""
+    """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's size, owned by the holder."""
 
     frame: Frame
     canvas_mask_hw: Mask

@@ -12,6 +12,7 @@ from service.errors import InvalidRequestError
 
 _PREFIX = "SURGSEG_"
 Positive = Annotated[int, Field(ge=1)]
+LogLevel = Literal["debug", "info", "warning", "error"]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -24,9 +25,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     backend: str = Field("auto", description="inference runtime, or auto")
-    threads: Positive | None = Field(
-        None, description="threads of one inference; the free physical cores if unset"
-    )
+    threads: Positive | None = Field(None, description="threads of one inference; all cores if unset")
     batch_sizes: Annotated[tuple[Positive, ...], NoDecode] = Field(
         (1,), description="batch sizes that are warmed at start, as 1,2,4"
     )
@@ -36,21 +35,13 @@ class Settings(BaseSettings):
     max_pixels: Positive = Field(50_000_000, description="largest picture, width x height")
     body_timeout_s: PositiveSeconds = Field(30.0, description="how long a request body may take to arrive")
     deadline_s: PositiveSeconds = Field(1.0, description="how long a live frame may wait for the model")
-    request_deadline_s: PositiveSeconds = Field(
-        30.0, description="how long a single picture may wait for the model"
-    )
+    request_deadline_s: PositiveSeconds = Field(30.0, description="how long a posted picture may wait")
     every_depth: Positive = Field(4, description="frames under way at once on a mode=every stream")
-    probe_interval_s: PositiveSeconds = Field(
-        5.0, description="idle time after which the golden picture is run"
-    )
+    probe_interval_s: PositiveSeconds = Field(5.0, description="idle time before the golden picture is run")
     ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")
-    drain_timeout_s: PositiveSeconds = Field(
-        10.0, description="how long frames in flight may take on SIGTERM"
-    )
+    drain_timeout_s: PositiveSeconds = Field(10.0, description="how long frames in flight may take to end")
     scene: bool = Field(True, description="offer the synthetic scene at /v1/scene")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least severe log line shown"
-    )
+    log_level: LogLevel = Field("info", description="least severe line logged")
 
     @field_validator("batch_sizes", mode="before")
     @classmethod
@@ -64,7 +55,7 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of this process; overrides (from the command line) win over the environment, None does not.
+    """The settings of this process; overrides win over the environment, unless None.
 
     Raises InvalidRequestError that names the first bad setting.
     """

@@ -32,7 +32,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle, 512 x 288, with a rule a test can predict: label 1 where the mean of R, G, B exceeds 127."""
+    """A real bundle, 512 x 288, whose masks a test can predict: 1 where the mean of R, G, B is over 127."""
     folder = tmp_path_factory.mktemp("bundles") / "small"
     write_small_bundle(folder)
     return folder

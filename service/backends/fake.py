@@ -1,0 +1,35 @@
+"""A backend without a model: it labels bright pixels. For load tests of everything but the model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.backends.base import Images, Masks, check_images
+from service.contract.bundle import Bundle
+from service.errors import BackendError
+
+_THRESHOLD = 3 * 127
+
+
+class FakeBackend:
+    """Label 1 where the mean of R, G and B exceeds 127, else 0. It ignores the bundle's graph and threads."""
+
+    name = "fake"
+    precision = "uint8"
+
+    def __init__(self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None) -> None:
+        self.batch_sizes = batch_sizes
+        self._size = bundle.card.input_size
+        self._is_open = True
+
+    def segment(self, images_nhwc: Images) -> Masks:
+        """See `Backend.segment`."""
+        check_images(images_nhwc, self._size, self.batch_sizes)
+        if not self._is_open:
+            raise BackendError("The backend is closed.", "an open backend", "Open the bundle again.")
+        masks_nhw: Masks = (images_nhwc.sum(axis=3, dtype=np.uint16) > _THRESHOLD).astype(np.uint8)
+        return masks_nhw
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._is_open = False

@@ -1,0 +1,98 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnxruntime
+
+from service.backends.base import Images, Masks, available_cores, check_images
+from service.contract.bundle import Bundle
+from service.errors import BackendError, BundleError
+
+_PROVIDER = "CPUExecutionProvider"
+
+
+class OnnxRuntimeBackend:
+    """Runs `model.onnx` as it is. `precision` is what the model's metadata says it was exported at."""
+
+    name = "onnxruntime"
+
+    def __init__(self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None) -> None:
+        self.batch_sizes = batch_sizes
+        self._size = bundle.card.input_size
+        session = _open_session(bundle, threads or available_cores())
+        _check_graph(session, bundle)
+        self.precision: str = session.get_modelmeta().custom_metadata_map.get("precision", "float32")
+        self._session: Any | None = session
+
+    def segment(self, images_nhwc: Images) -> Masks:
+        """See `Backend.segment`."""
+        check_images(images_nhwc, self._size, self.batch_sizes)
+        if self._session is None:
+            raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
+        try:
+            masks_nhw: Masks = self._session.run(["mask"], {"image": images_nhwc})[0]
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {_first_line(error)}.", "a mask", "Restart the service; check memory."
+            ) from error
+        return masks_nhw
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session = None
+
+
+def _open_session(bundle: Bundle, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Spinning workers would burn the cores between frames that decoding, encoding and the network need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = onnxruntime.InferenceSession(str(bundle.model_path), options, providers=[_PROVIDER])
+    except Exception as error:
+        raise BundleError(
+            f"ONNX Runtime cannot open {bundle.model_path}: {_first_line(error)}.",
+            "an ONNX model that this version of ONNX Runtime knows",
+            "Export the bundle again, or install a newer onnxruntime.",
+        ) from error
+    if session.get_providers()[0] != _PROVIDER:
+        raise BackendError(
+            f"ONNX Runtime fell back to {session.get_providers()[0]}.", _PROVIDER, "Install onnxruntime anew."
+        )
+    return session
+
+
+def _check_graph(session: Any, bundle: Bundle) -> None:
+    """The graph must be what the card says, or everything after it would work on the wrong bytes."""
+    size = bundle.card.input_size
+    outputs = session.get_outputs()
+    if missing := sorted(set(bundle.card.outputs) - {output.name for output in outputs}):
+        raise _graph_error(bundle, f"has no output {missing[0]!r}", "the outputs that its card names")
+    _check_tensor(bundle, "image", session.get_inputs(), [size.height, size.width, 3])
+    _check_tensor(
+        bundle, "mask", [each for each in outputs if each.name == "mask"], [size.height, size.width]
+    )
+
+
+def _check_tensor(bundle: Bundle, name: str, tensors: list[Any], shape: list[int]) -> None:
+    """One tensor of that name, uint8, a dynamic first dimension, and `shape` after it."""
+    found = [(each.name, each.type, list(each.shape[1:]), isinstance(each.shape[0], int)) for each in tensors]
+    if found != [(name, "tensor(uint8)", shape, False)]:
+        described = ", ".join(f"{each.name} {each.type} {each.shape}" for each in tensors) or "none"
+        expected = f"one {name!r}, uint8 (N, {', '.join(map(str, shape))}) with a dynamic N"
+        raise _graph_error(bundle, f"has for {name!r}: {described}", expected)
+
+
+def _graph_error(bundle: Bundle, found: str, expected: str) -> BundleError:
+    return BundleError(
+        f"{bundle.model_path} {found}.", expected, "Export the bundle again with `surgseg-export bundle`."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [error.__class__.__name__])[0].rstrip(".")

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from types import TracebackType
 from typing import Any, cast
 
 import cv2
@@ -60,13 +59,6 @@ class MaskMessage(MaskHeader):
     arrived_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    header: MaskHeader
-    data: bytes
-    arrived_at: float
-
-
 class MaskStream:
     """An open stream. One thread may push while another reads; a third thread, its own, receives.
 
@@ -97,7 +89,7 @@ class MaskStream:
         self._capacity = capacity
         self._timeout_s = timeout_s
         self._changed = threading.Condition()
-        self._answers: deque[_Answer] = deque()
+        self._answers: deque[MaskMessage] = deque()
         self._pushed = 0
         self._settled = 0  # the last frame, counted from 1, that we know to be answered or refused
         self._is_finished = False
@@ -111,9 +103,7 @@ class MaskStream:
     def __enter__(self) -> MaskStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def push(self, image: Image | bytes, captured_at_us: int | None = None) -> int:
@@ -147,9 +137,8 @@ class MaskStream:
                 if self._failure:
                     raise self._failure
                 return None
-            answer = self._answers.popleft()
             self._changed.notify_all()
-        return _open_answer(answer)
+            return self._answers.popleft()
 
     def arrived(self) -> Iterator[MaskMessage]:
         """The masks that have come so far; never waits."""
@@ -231,14 +220,15 @@ class MaskStream:
                 self._changed.notify_all()
 
     def _take_answer(self, message: bytes) -> None:
-        header, data = unpack_mask(message)
+        arrived_at = time.monotonic()
+        answer = _open_answer(message, arrived_at)
         with self._changed:
             self._error = None
-            self._settled = header.sequence
+            self._settled = answer.sequence
             if self._mode == "latest" and len(self._answers) >= self._capacity:
                 self._answers.popleft()
                 self.unread += 1
-            self._answers.append(_Answer(header, data, time.monotonic()))
+            self._answers.append(answer)
             self._changed.notify_all()
 
     def _take_event(self, event: dict[str, Any]) -> None:
@@ -300,17 +290,17 @@ def encode_picture(image_hwc: Image, codec: Codec) -> bytes:
     done, encoded = cv2.imencode(suffix, cv2.cvtColor(image_hwc, cv2.COLOR_RGB2BGR), options)
     if not done:
         raise InvalidPictureError(
-            f"A picture of shape {image_hwc.shape} cannot be encoded as {codec}.",
-            "a picture OpenCV can encode",
-            "",
+            f"OpenCV cannot encode a picture of shape {image_hwc.shape} as {codec}.",
+            "fewer than 65,536 pixels a side",
+            "Send a smaller picture.",
         )
     return bytes(encoded.tobytes())
 
 
-def _open_answer(answer: _Answer) -> MaskMessage:
-    header = answer.header
+def _open_answer(message: bytes, arrived_at: float) -> MaskMessage:
+    header, data = unpack_mask(message)
     try:
-        mask_hw = decode_mask(answer.data, cast(MaskFormat, header.mask))
+        mask_hw = decode_mask(data, cast(MaskFormat, header.mask))
     except ValueError as error:
         raise StreamError(
             f"The mask of frame {header.sequence} is not {header.mask}.",
@@ -318,7 +308,7 @@ def _open_answer(answer: _Answer) -> MaskMessage:
             "Check the versions.",
         ) from error
     values = {entry.name: getattr(header, entry.name) for entry in fields(header)}
-    return MaskMessage(**values, mask_hw=mask_hw, data=answer.data, arrived_at=answer.arrived_at)
+    return MaskMessage(**values, mask_hw=mask_hw, data=data, arrived_at=arrived_at)
 
 
 def _log_event(event: dict[str, Any]) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 
 import av
 import numpy as np
@@ -20,10 +19,10 @@ from av.packet import Packet
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
-from service.frames import DecodedFrame
 
 from service.contract.geometry import Image
 from service.errors import StreamError
+from service.frames import DecodedFrame
 
 # FFmpeg's log callback takes the interpreter lock in decoder threads and can deadlock: keep Python out of it.
 av.logging.set_level(None)
@@ -60,9 +59,7 @@ class VideoFile:
     def __enter__(self) -> VideoFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def frames(self) -> Iterator[DecodedFrame]:

@@ -1,6 +1,6 @@
-"""A synthetic surgical scene with exact masks: a picture generator, a frame source, and pictures for training.
+"""A synthetic surgical scene with exact masks: pictures at any time, a frame source, a folder for training.
 
-`python -m service.streams.synthetic --out DIR --count N` writes pictures and masks in the generic folder layout.
+`python -m service.streams.synthetic --out DIR --count N` writes pictures and masks in the generic layout.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ _DESCRIPTION = "Write synthetic surgical pictures and their exact masks, in the 
 class SyntheticScene:
     """An endoscope's view of moving instruments over tissue, with exact masks.
 
-    Everything follows from `seed`: the organs with their colours, vessels, blood and highlights; how the camera
-    drifts and the tissue breathes; number, kind, material, size, path and speed of the instruments; the shape of the
-    view, its light, smoke, softness, noise and captions. `view` and `instruments` fix those two instead.
-    Scenes that differ only in `instruments` have the same tissue, camera and view.
+    Everything follows from `seed`: the organs with their colours, vessels, blood and highlights; how the
+    camera drifts and the tissue breathes; number, kind, material, size, path and speed of the instruments;
+    the shape of the view, its light, smoke, softness, noise and captions. `view` and `instruments` fix those
+    two instead. Scenes that differ only in `instruments` have the same tissue, camera and view.
     """
 
     def __init__(
@@ -77,13 +77,14 @@ class SyntheticScene:
         self._grid_y, self._grid_x = np.mgrid[-0.5 : 0.5 : rows * 1j, -0.5 : 0.5 : columns * 1j]
 
     def render(self, time_s: float) -> tuple[Image, Mask]:
-        """The picture `(H, W, 3)` uint8 RGB and its mask `(H, W)` uint8, 1 on instruments, at `time_s` seconds.
+        """The picture `(H, W, 3)` uint8 RGB at `time_s`, and its mask `(H, W)` uint8, 1 on instruments.
 
         The same time gives the same bytes. One thread at a time.
         """
         # Nearest pixels cost a fifth of interpolated ones; the lens blurs the picture afterwards.
-        image_hwc = cv2.remap(
-            self._canvas, *self._look(time_s), cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT
+        map_x, map_y = self._look(time_s)
+        image_hwc: Image = np.asarray(
+            cv2.remap(self._canvas, map_x, map_y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT), np.uint8
         )
         mask_hw = np.zeros((self.height, self.width), np.uint8)
         for instrument in self.instruments:
@@ -110,8 +111,9 @@ class SyntheticScene:
         swell_y = self._breath[1] * np.sin(self._grid_x * self._waves[1] + breath + float(wave[2]))
         map_x = middle_x + gaze[0] + x * math.cos(roll) - y * math.sin(roll) + swell_x
         map_y = middle_y + gaze[1] + x * math.sin(roll) + y * math.cos(roll) + swell_y
-        size = (self.width, self.height)
-        return cv2.resize(map_x.astype(np.float32), size), cv2.resize(map_y.astype(np.float32), size)
+        maps = (cv2.resize(grid.astype(np.float32), (self.width, self.height)) for grid in (map_x, map_y))
+        full_x, full_y = (np.asarray(grid, np.float32) for grid in maps)
+        return full_x, full_y
 
 
 def _check(width: int, height: int, seed: int, view: str, instruments: int | None) -> None:
@@ -167,9 +169,10 @@ class SyntheticSource:
 
 
 def write_pictures(out: Path, count: int, width: int, height: int, seed: int) -> None:
-    """Write `count` pictures, each of a new scene, under `out/train/image` and masks (0, 255) under `out/train/mask`.
+    """Write `count` pictures, each of a new scene, and their masks (0 and 255).
 
-    JPEG quality varies from 60 to 97. Raises InvalidRequestError, OSError.
+    They go to `out/train/image` as JPEG of quality 60 to 97, and to `out/train/mask` as PNG. Raises
+    InvalidRequestError, OSError.
     """
     folders = [out / "train" / kind for kind in ("image", "mask")]
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The instruments of the synthetic scene: how they are made, how they move, and how one is drawn with its mask."""
+"""The instruments of the synthetic scene: how they are made, move, and are drawn with their mask."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _SHAFT_PIECES = 6
 class Part:
     """A flat piece of an instrument. Lengths are in shaft radii, x runs from the tip towards the handle.
 
-    `outline` and `holes` are corner points in the part's own frame; the frame turns about `pivot` by `swing` times
-    the jaw's opening, and then with the wrist about the end of the shaft when `on_wrist`.
+    `outline` and `holes` are corner points in the part's own frame; the frame turns about `pivot` by `swing`
+    times the jaw's opening, and then with the wrist about the end of the shaft when `on_wrist`.
     """
 
     outline: Points
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an instrument is at one instant: the end of its shaft and its trocar in pixels, angles in radians."""
+    """Where an instrument is: the end of its shaft and its trocar in pixels, angles in radians."""
 
     end_xy: tuple[float, float]
     trocar_xy: tuple[float, float]
@@ -46,12 +46,12 @@ class Pose:
 
 
 def _mirror(points: Points) -> Points:
-    return points * np.array((1.0, -1.0))
+    return np.asarray(points * np.array((1.0, -1.0)))
 
 
 def _turn(points: Points, angle: float) -> Points:
     cos, sin = math.cos(angle), math.sin(angle)
-    return points @ np.array(((cos, sin), (-sin, cos)))
+    return np.asarray(points @ np.array(((cos, sin), (-sin, cos))))
 
 
 def _points(*pairs: tuple[float, float]) -> Points:
@@ -85,8 +85,9 @@ def _grasper(rng: np.random.Generator, metal: Image) -> list[Part]:
     length, thick = float(rng.uniform(2.5, 6.5)), float(rng.uniform(0.35, 0.8))
     curve = float(rng.uniform(-0.3, 0.35))
     outline = _points(
-        (0.5, 0.0), (0.4, 0.6), (-0.5, thick), (-0.6 * length, thick + curve * 0.5), (-0.93 * length, thick * 0.75 + curve),
-        (-length, thick * 0.4 + curve), (-0.97 * length, curve), (-0.6 * length, 0.04 + curve * 0.5), (-0.3, 0.04),
+        (0.5, 0.0), (0.4, 0.6), (-0.5, thick), (-0.6 * length, thick + curve * 0.5),
+        (-0.93 * length, thick * 0.75 + curve), (-length, thick * 0.4 + curve), (-0.97 * length, curve),
+        (-0.6 * length, 0.04 + curve * 0.5), (-0.3, 0.04),
     )  # fmt: skip
     holes: tuple[Points, ...] = ()
     if rng.random() < 0.45:
@@ -161,10 +162,10 @@ _TIP_SHARES = (0.4, 0.12, 0.1, 0.12, 0.12, 0.14)
 
 
 class Instrument:
-    """One instrument. Random: kind of tip, thickness, taper, materials, markings, trocar, path, speed and opening.
+    """One instrument. Random: kind of tip, thickness, taper, materials, markings, trocar, path and speed.
 
-    `centre` and `extent` are the middle and the half axes, in pixels, of what the endoscope shows: the trocar lies
-    outside it and the tip moves inside it.
+    `centre` and `extent` are the middle and the half axes, in pixels, of what the endoscope shows: the
+    trocar lies outside it and the tip moves inside it.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class Instrument:
         self._sway = tuple(e * float(rng.uniform(0.08, 0.35)) for e in extent)
 
     def pose(self, time_s: float) -> Pose:
-        """Where the instrument is at `time_s`; smooth in time. It leaves the view and comes back now and then."""
+        """Where the instrument is at `time_s`; smooth in time. It sometimes leaves the view and returns."""
         wave = np.sin(time_s * self._rates + self._phases)
         target = [h + s * float(w) for h, s, w in zip(self._home, self._sway, wave, strict=False)]
         depth = min(1.0, 1.0 + 0.5 * (self._retreat + float(wave[2])))
@@ -247,7 +248,7 @@ class Instrument:
 def place(points: Points, pose: Pose) -> Points:
     """From shaft radii along the shaft to pixels."""
     x, y = pose.trocar_xy[0] - pose.end_xy[0], pose.trocar_xy[1] - pose.end_xy[1]
-    return _turn(points * pose.radius, math.atan2(y, x)) + np.array(pose.end_xy)
+    return np.asarray(_turn(points * pose.radius, math.atan2(y, x)) + np.array(pose.end_xy))
 
 
 def place_tip(points: Points, part: Part, pose: Pose) -> Points:
@@ -257,7 +258,7 @@ def place_tip(points: Points, part: Part, pose: Pose) -> Points:
 
 
 def _paint(texture: Image, corners: Points, outlines: list[Points], image_hwc: Image, mask_hw: Mask) -> None:
-    """Stretch `texture` over four corners (top left, top right, bottom left, bottom right), cut by the outlines."""
+    """Stretch `texture` over four corners (row by row) and keep what is in the first outline only."""
     low = np.floor(outlines[0].min(axis=0)).astype(int) - 1
     high = np.ceil(outlines[0].max(axis=0)).astype(int) + 2
     left, top = max(0, int(low[0])), max(0, int(low[1]))
@@ -272,7 +273,7 @@ def _paint(texture: Image, corners: Points, outlines: list[Points], image_hwc: I
     height, width = texture.shape[:2]
     source = np.array(((0, 0), (width, 0), (0, height), (width, height)), np.float32)
     mapping = cv2.getPerspectiveTransform(source, (corners - origin).astype(np.float32))
-    # Nearest pixels are enough for textures of about the screen's resolution; the lens blurs the picture afterwards.
+    # Nearest pixels are enough for textures of about the screen's resolution; the lens blurs them later.
     layer = cv2.warpPerspective(
         texture, mapping, cut.shape[::-1], flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE
     )

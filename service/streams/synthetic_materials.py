@@ -1,4 +1,4 @@
-"""What the synthetic instruments are made of: shaded cylinders and plates of plastic and metal, as small textures."""
+"""What the synthetic instruments are made of: shaded cylinders and plates, as small textures."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _ramp(rng: np.random.Generator, material: Material, across: int) -> NDArray[
     body *= 1 + material.mirror * 0.55 * np.sin(place * float(rng.uniform(4, 9)) + float(rng.uniform(0, 6)))
     streak = np.exp(-(((place - lamp) / float(rng.uniform(0.05, 0.22))) ** 2)) * material.gloss
     tissue = np.exp(-(((np.abs(place) - 0.82) / 0.14) ** 2)) * (0.12 + 0.3 * material.mirror)
-    colour = np.float32(material.colour) * body[:, None] + 200 * streak[:, None]
-    return np.asarray(colour + tissue[:, None] * np.float32((110, 55, 45)), np.float32)
+    colour = np.array(material.colour, np.float32) * body[:, None] + 200 * streak[:, None]
+    return np.asarray(colour + tissue[:, None] * np.array((110, 55, 45), np.float32), np.float32)
 
 
 def _length_noise(rng: np.random.Generator, along: int, knots: int) -> NDArray[np.float32]:
@@ -90,8 +90,7 @@ def _print_letters(rng: np.random.Generator, picture: NDArray[np.float32], acros
         ink, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, 255, max(1, round(across / 22)), cv2.LINE_AA
     )
     if rng.random() < 0.5:
-        ink = cv2.flip(ink, -1)
-        ink = np.roll(ink, -int(along * 0.5), axis=1)
+        ink = np.roll(ink[::-1, ::-1], -int(along * 0.5), axis=1)
     share = (ink.astype(np.float32) / 255)[..., None]
     is_dark = float(picture.mean()) < 110
     level = np.float32(200.0 if is_dark else 25.0)
@@ -106,7 +105,7 @@ def _smear(rng: np.random.Generator, picture: NDArray[np.float32]) -> None:
     grid = rng.standard_normal((4, max(4, width // max(8, height // 3))), dtype=np.float32)
     noise = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
     share = np.clip((noise - float(rng.uniform(0.8, 1.8))) * 2, 0, 0.7)[..., None]
-    stain = np.float32((95, 18, 16) if rng.random() < 0.75 else (28, 18, 14))
+    stain = np.array((95, 18, 16) if rng.random() < 0.75 else (28, 18, 14), np.float32)
     picture += share * (stain - picture)
 
 

@@ -19,7 +19,7 @@ _LIGHT_X, _LIGHT_Y = 0.12, 0.18
 
 @dataclass(frozen=True)
 class Tissue:
-    """A kind of tissue: two RGB colours that mix, how bumpy and how shiny it is, how visible its vessels are."""
+    """A kind of tissue: two RGB colours that mix, the kind of bumps and their size, how visible its vessels are."""
 
     colour: tuple[int, int, int]
     mottle: tuple[int, int, int]
@@ -45,7 +45,7 @@ TISSUES = (
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], cell: float, octaves: int = 1) -> Field:
-    """Smooth noise `(H, W)` float32 of about unit variance; `cell` is the size of its largest feature in pixels."""
+    """Smooth noise `(H, W)` float32 of about unit variance; `cell` is its largest feature in pixels."""
     total = np.zeros(shape, np.float32)
     for octave in range(octaves):
         total += _grid_noise(rng, shape, cell / 2**octave, cell / 2**octave) * 0.55**octave
@@ -94,7 +94,7 @@ class TissueCanvas:
         for grid in (self._grid_y, self._grid_x):
             grid += smooth_noise(rng, self._shape, self._size * 0.45, 3) * np.float32(self._size * 0.05)
         self._height = smooth_noise(rng, self._shape, self._size * 0.5, 2) * np.float32(self._size * 0.04)
-        self._cast = np.float32(TISSUES[int(rng.integers(len(TISSUES) - 1))].colour)
+        self._cast = np.array(TISSUES[int(rng.integers(len(TISSUES) - 1))].colour, np.float32)
         self._colour = np.empty((*self._shape, 3), np.float32)
         self._vessels = np.zeros(self._shape, np.float32)
         self._bumps = {
@@ -123,7 +123,7 @@ class TissueCanvas:
         mottle = self._mottle[where][:, None]
         tint = self._rng.normal(1.0, 0.03, 3) * self._rng.uniform(0.85, 1.1)
         near, far = (
-            (0.75 * np.float32(colour) + 0.25 * self._cast) * np.float32(tint)
+            (0.75 * np.array(colour, np.float32) + 0.25 * self._cast) * np.asarray(tint, np.float32)
             for colour in (tissue.colour, tissue.mottle)
         )
         self._colour[where] = near + (far - near) * mottle
@@ -175,8 +175,9 @@ class TissueCanvas:
     def _shade(self) -> Image:
         rng, size = self._rng, self._size
         height = cv2.GaussianBlur(self._height, (0, 0), max(0.8, size * 0.0055))
-        slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
-        slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
+        slope_x, slope_y = (
+            np.asarray(cv2.Sobel(height, cv2.CV_32F, dx, 1 - dx, scale=0.125), np.float32) for dx in (1, 0)
+        )
         facing = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
         light = facing * (1 - _LIGHT_X * slope_x - _LIGHT_Y * slope_y)
         # A quarter of the size is enough for what is blurred over a tenth of the picture.
@@ -201,10 +202,9 @@ class TissueCanvas:
         if self._rng.random() < 0.65:
             return
         noise = smooth_noise(self._rng, self._shape, self._size * float(self._rng.uniform(0.15, 0.5)), 4)
-        amount = np.clip((noise - self._rng.uniform(0.5, 1.6)) * float(self._rng.uniform(0.5, 1.6)), 0, 0.8)[
-            ..., None
-        ]
-        blood = np.float32((96, 10, 12)) * (colour.mean(axis=2, keepdims=True) / 110)
+        above = (noise - self._rng.uniform(0.5, 1.6)) * float(self._rng.uniform(0.5, 1.6))
+        amount = np.clip(above, 0, 0.8)[..., None]
+        blood = np.array((96, 10, 12), np.float32) * (colour.mean(axis=2, keepdims=True) / 110)
         colour += amount * (blood - colour)
 
     def _draw_vessels(self, canvas: Image) -> None:
@@ -214,10 +214,10 @@ class TissueCanvas:
             x, y = self._rng.uniform(0, self._full[1]), self._rng.uniform(0, self._full[0])
             width = min(self._full) * float(self._rng.uniform(0.002, 0.009))
             self._grow_vessel(strength, float(x), float(y), float(self._rng.uniform(0, 6.28)), width, 0)
-        strength = cv2.GaussianBlur(strength, (0, 0), max(0.7, min(self._full) * 0.0015))
+        soft = cv2.GaussianBlur(strength, (0, 0), max(0.7, min(self._full) * 0.0015))
         shown = cv2.resize((self._vessels * 255).astype(np.uint8), self._full[::-1])
-        strength = cv2.multiply(strength, shown, scale=1 / 255)
-        remaining = [cv2.addWeighted(strength, -share, strength, 0, 255) for share in (0.22, 0.62, 0.5)]
+        soft = cv2.multiply(soft, shown, scale=1 / 255)
+        remaining = [cv2.addWeighted(soft, -share, soft, 0, 255) for share in (0.22, 0.62, 0.5)]
         cv2.multiply(canvas, cv2.merge(remaining), dst=canvas, scale=1 / 255)
 
     def _grow_vessel(self, layer: Image, x: float, y: float, turn: float, width: float, depth: int) -> None:
@@ -237,7 +237,8 @@ class TissueCanvas:
         if depth < 2:
             for at in rng.integers(2, len(points), 3):
                 side = float(rng.choice((-1, 1)) * rng.uniform(0.4, 1.0))
-                self._grow_vessel(layer, *points[at], float(turns[at]) + side, width * 0.6, depth + 1)
+                x, y = (float(value) for value in points[at])
+                self._grow_vessel(layer, x, y, float(turns[at]) + side, width * 0.6, depth + 1)
 
     def _add_detail(self, canvas: Image) -> None:
         grain = smooth_noise(self._rng, self._full, 3.0 + min(self._full) * 0.004) * np.float32(4.5) + 128

@@ -1,4 +1,4 @@
-"""How the synthetic endoscope sees: the round view, the lamp's light, shadows, smoke, blur, noise and captions."""
+"""How the synthetic endoscope sees: the round view, light, shadows, smoke, blur, noise and captions."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.geometry import Image, Mask
 from service.streams.synthetic_tissue import smooth_noise
@@ -21,8 +22,8 @@ _COARSE = 8
 class View:
     """The endoscope's view of one scene; everything but the picture's size and `shape` is random.
 
-    `centre` and `extent` are the middle and the half axes in pixels of what can be seen; `visible_hw` is uint8, 255
-    where the picture shows the body and 0 in the black surround and under captions.
+    `centre` and `extent` are the middle and the half axes in pixels of what can be seen; `visible_hw` is
+    uint8, 255 where the picture shows the body and 0 in the black surround and under boxes.
     """
 
     def __init__(self, rng: np.random.Generator, height: int, width: int, shape: ViewShape) -> None:
@@ -88,40 +89,42 @@ class View:
         light = peak / (1 + fall * distance)
         patches = 1 + 0.12 * smooth_noise(rng, (rows, columns), rows * 0.5)
         cast = 1 + rng.normal(0, 0.05, 3) + np.array((0.04, 0.0, -0.03))
-        return np.clip((light * patches)[..., None] * cast / _LIGHT_SCALE, 0, 255).astype(np.uint8)
+        lit = np.clip((light * patches)[..., None] * cast / _LIGHT_SCALE, 0, 255)
+        return np.asarray(lit, np.uint8)
 
-    def _fume(self, rng: np.random.Generator) -> np.ndarray:
+    def _fume(self, rng: np.random.Generator) -> NDArray[np.float32]:
         """Smoke from which a moving window is cut, float32 0 to 1 on the coarse grid."""
         rows, columns = self._light.shape[:2]
         fume = smooth_noise(rng, (rows * 2, columns * 2), rows * 0.7, 4) * 0.16 + float(
             rng.uniform(0.15, 0.55)
         )
-        return np.clip(fume, 0, 0.8)[..., None].astype(np.float32)
+        return np.asarray(np.clip(fume, 0, 0.8), np.float32)
 
     def _sensor_noise(self, rng: np.random.Generator) -> Image:
         """Noise round 16 with some width to spare, so that each picture can take another part of it."""
         deviation = float(rng.choice((0.8, 2.0, 4.0), p=(0.5, 0.35, 0.15)))
         noise = np.empty((self._height + 32, self._width + 32, 3), np.int8)
         cv2.setRNGSeed(int(rng.integers(1 << 30)))
-        cv2.randn(noise, (0, 0, 0), (deviation,) * 3)
-        return np.clip(noise.astype(np.int16) + 16, 0, 255).astype(np.uint8)
+        cv2.randn(noise, np.zeros(3), np.full(3, deviation))
+        return np.asarray(np.clip(noise.astype(np.int16) + 16, 0, 255), np.uint8)
 
     def _write(self, rng: np.random.Generator) -> Image:
         caption = np.zeros((self._height, self._width, 3), np.uint8)
         scale = self._height / 720 * 0.5
         for line in range(int(rng.integers(1, 4))):
-            text = f"{rng.integers(10, 99)}:{rng.integers(10, 59)} {'ABCDEFGH'[int(rng.integers(8))]}{rng.integers(100)}"
+            hour, minute, letter, number = rng.integers((10, 10, 0, 0), (24, 60, 26, 100))
+            text = f"{hour}:{minute} {chr(ord('A') + letter)}{number}"
             at = (int(self._width * 0.02), int(self._height * (0.93 - 0.035 * line)))
             cv2.putText(caption, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (225, 225, 225), 1, cv2.LINE_AA)
         return caption
 
     def shadows(self, mask_hw: Mask) -> Image:
-        """What the instruments leave of the light behind them, uint8 `(h, w)` on the coarse grid, 255 is all."""
+        """What the instruments leave of the light, uint8 `(h, w)` on the coarse grid; 255 is all of it."""
         small = cv2.resize(mask_hw, self._light.shape[1::-1], interpolation=cv2.INTER_NEAREST) * np.uint8(255)
         shift = np.array(((1, 0, self._shadow_xy[0]), (0, 1, self._shadow_xy[1])), np.float32)
         cast = cv2.blur(cv2.warpAffine(small, shift, small.shape[::-1]), (5, 5))
         hidden = cv2.multiply(cast, cv2.bitwise_not(small), scale=self._shadow / 255)
-        return cv2.bitwise_not(hidden)
+        return np.asarray(cv2.bitwise_not(hidden), np.uint8)
 
     def show(self, image_hwc: Image, mask_hw: Mask, time_s: float, drift_xy: tuple[float, float]) -> None:
         """Turn a drawn picture into what the camera sends; picture and mask are changed in place.
@@ -133,9 +136,8 @@ class View:
             cv2.blur(image_hwc, (sides[0], sides[1]), dst=image_hwc)
         else:
             cv2.GaussianBlur(image_hwc, (3, 3), 0, dst=image_hwc)
-        light = cv2.multiply(
-            self._light, cv2.cvtColor(self.shadows(mask_hw), cv2.COLOR_GRAY2RGB), scale=1 / 255
-        )
+        shadows_hwc = cv2.cvtColor(self.shadows(mask_hw), cv2.COLOR_GRAY2RGB)
+        light: Image = np.asarray(cv2.multiply(self._light, shadows_hwc, scale=1 / 255), np.uint8)
         haze = None
         if self._smoke is not None:
             light, haze = self._blow(light, time_s)
@@ -153,10 +155,12 @@ class View:
             cv2.add(image_hwc, self._caption, dst=image_hwc)
 
     def _blow(self, light: Image, time_s: float) -> tuple[Image, Image]:
+        """Light that smoke lets through, and light that it throws back."""
         assert self._smoke is not None
         rows, columns = light.shape[:2]
-        top = round((0.5 + 0.5 * math.sin(time_s * 0.11)) * (rows - 1))
-        left = round((0.5 + 0.5 * math.sin(time_s * 0.17 + 1)) * (columns - 1))
-        amount = self._smoke[top : top + rows, left : left + columns]
+        top = (0.5 + 0.5 * math.sin(time_s * 0.11)) * (rows - 1)
+        left = (0.5 + 0.5 * math.sin(time_s * 0.17 + 1)) * (columns - 1)
+        shift = np.array(((1, 0, -left), (0, 1, -top)), np.float32)
+        amount = cv2.warpAffine(self._smoke, shift, (columns, rows))[..., None]
         dimmed = (light * (1 - amount)).astype(np.uint8)
         return dimmed, (light * amount * 0.9).astype(np.uint8)

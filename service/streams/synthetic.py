@@ -174,6 +174,7 @@ def write_pictures(out: Path, count: int, width: int, height: int, seed: int) ->
     They go to `out/train/image` as JPEG of quality 60 to 97, and to `out/train/mask` as PNG. Raises
     InvalidRequestError, OSError.
     """
+    _check(width, height, seed, "random", None)
     folders = [out / "train" / kind for kind in ("image", "mask")]
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ _LIGHT_X, _LIGHT_Y = 0.12, 0.18
 
 @dataclass(frozen=True)
 class Tissue:
-    """A kind of tissue: two RGB colours that mix, the kind of bumps and their size, how visible its vessels are."""
+    """A kind of tissue: two RGB colours that mix, the kind and size of its bumps, how much vessels show."""
 
     colour: tuple[int, int, int]
     mottle: tuple[int, int, int]

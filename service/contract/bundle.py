@@ -1,0 +1,97 @@
+"""Opening a bundle: the folder that export writes and the service trusts only after checking every hash."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from service.contract.geometry import Image, Mask
+from service.contract.model_card import CARD_NAME, ModelCard
+from service.errors import BundleError
+
+MODEL_NAME = "model.onnx"
+GOLDEN_IMAGE = "golden/image.png"
+GOLDEN_MASK = "golden/mask.png"
+_REMEDY = "Fetch the bundle again, or make it again with `surgseg-export bundle`."
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose hashes have been checked.
+
+    `golden_image_hwc` is uint8 RGB `(H, W, 3)` at the model's input size, `golden_mask_hw` uint8 `(H, W)` the mask
+    the network gave for it when it was exported.
+    """
+
+    folder: Path
+    card: ModelCard
+    golden_image_hwc: Image
+    golden_mask_hw: Mask
+
+    @property
+    def model_path(self) -> Path:
+        return self.folder / MODEL_NAME
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the model file, hexadecimal."""
+        return self.card.files[MODEL_NAME]
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Check every file against the card and load the golden pair. Raises BundleError."""
+    if not folder.is_dir():
+        raise BundleError(
+            f"There is no bundle at {folder}.",
+            f"a folder with {CARD_NAME} and {MODEL_NAME}",
+            "Check the path, or leave it out to use the bundle that ships with surgseg.",
+        )
+    card = ModelCard.load(folder / CARD_NAME)
+    for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK):
+        if name not in card.files:
+            raise BundleError(f"{folder / CARD_NAME} lists no hash for {name}.", "a hash for every file", _REMEDY)
+    for name, expected in card.files.items():
+        _check_file(folder, name, expected)
+    return Bundle(folder, card, _read_golden_image(folder, card), _read_golden_mask(folder, card))
+
+
+def _check_file(folder: Path, name: str, expected: str) -> None:
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BundleError(f"The card names {name}, outside its bundle.", "files inside the folder", _REMEDY)
+    if not path.is_file():
+        raise BundleError(f"{path} is missing.", "every file that the card lists", _REMEDY)
+    found = hash_file(path)
+    if found != expected:
+        raise BundleError(
+            f"{path} has SHA-256 {found[:12]}…: it was changed after export.", f"{expected[:12]}…", _REMEDY
+        )
+
+
+def _read_golden_image(folder: Path, card: ModelCard) -> Image:
+    image_bgr = cv2.imread(str(folder / GOLDEN_IMAGE), cv2.IMREAD_COLOR)
+    _check_golden(image_bgr, folder / GOLDEN_IMAGE, card)
+    return np.ascontiguousarray(image_bgr[:, :, ::-1])
+
+
+def _read_golden_mask(folder: Path, card: ModelCard) -> Mask:
+    mask_hw = cv2.imread(str(folder / GOLDEN_MASK), cv2.IMREAD_GRAYSCALE)
+    _check_golden(mask_hw, folder / GOLDEN_MASK, card)
+    return np.asarray(mask_hw, dtype=np.uint8)
+
+
+def _check_golden(array: Image | None, path: Path, card: ModelCard) -> None:
+    size = card.input_size
+    if array is None or array.shape[:2] != (size.height, size.width):
+        found = "not a picture" if array is None else f"{array.shape[1]} x {array.shape[0]}"
+        raise BundleError(f"{path} is {found}.", f"a {size.width} x {size.height} picture", _REMEDY)

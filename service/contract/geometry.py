@@ -1,0 +1,116 @@
+"""How a picture is fitted to the model's size and how a mask is put back: the only resize we have.
+
+Training and service call the same functions, so a picture gives the same bytes in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.model_card import InputSize
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.uint8]
+FitRule = Literal["letterbox", "stretch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """Where a source picture lies on the model's canvas. All figures are pixels.
+
+    The picture occupies rows `top:top+height` and columns `left:left+width`; the rest is black.
+    """
+
+    source_height: int
+    source_width: int
+    canvas_height: int
+    canvas_width: int
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def plan_fit(source_height: int, source_width: int, size: InputSize, rule: FitRule = "letterbox") -> Fit:
+    """Place a `source_height` x `source_width` picture on a canvas of `size`.
+
+    `letterbox` keeps the aspect ratio and centres the picture; `stretch` fills the canvas.
+    """
+    if source_height < 1 or source_width < 1:
+        raise ValueError(f"a picture has at least one pixel, got {source_width} x {source_height}")
+    height, width = size.height, size.width
+    if rule == "letterbox":
+        scale = min(size.height / source_height, size.width / source_width)
+        height = min(size.height, max(1, round(source_height * scale)))
+        width = min(size.width, max(1, round(source_width * scale)))
+    return Fit(
+        source_height=source_height,
+        source_width=source_width,
+        canvas_height=size.height,
+        canvas_width=size.width,
+        top=(size.height - height) // 2,
+        left=(size.width - width) // 2,
+        height=height,
+        width=width,
+    )
+
+
+def fit_image(image_hwc: Image, fit: Fit, out: Image | None = None) -> Image:
+    """Resize uint8 `(H, W, 3)` on to the canvas: area averaging when shrinking, bilinear when enlarging.
+
+    `out`, when given, is a contiguous uint8 canvas that is overwritten and returned.
+    """
+    _check_source(image_hwc, fit)
+    canvas = np.empty((fit.canvas_height, fit.canvas_width, 3), np.uint8) if out is None else out
+    shrinks = fit.height < fit.source_height or fit.width < fit.source_width
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    if (fit.height, fit.width) == (fit.source_height, fit.source_width):
+        resized = image_hwc
+    else:
+        resized = cv2.resize(image_hwc, (fit.width, fit.height), interpolation=interpolation)
+    if (fit.height, fit.width) != (fit.canvas_height, fit.canvas_width):
+        canvas.fill(0)
+    _content(canvas, fit)[...] = resized
+    return canvas
+
+
+def fit_mask(mask_hw: Mask, fit: Fit) -> Mask:
+    """Resize uint8 class ids `(H, W)` on to the canvas by nearest neighbour; outside the picture is 0."""
+    _check_source(mask_hw, fit)
+    canvas = np.zeros((fit.canvas_height, fit.canvas_width), np.uint8)
+    _content(canvas, fit)[...] = cv2.resize(
+        mask_hw, (fit.width, fit.height), interpolation=cv2.INTER_NEAREST_EXACT
+    )
+    return canvas
+
+
+def crop_mask(mask_hw: Mask, fit: Fit) -> Mask:
+    """The part of a canvas mask that covers the picture, still at the model's scale (a view, no copy)."""
+    return _content(mask_hw, fit)
+
+
+def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
+    """A canvas mask `(canvas_height, canvas_width)` as class ids at the source picture's own size."""
+    cropped = _content(mask_hw, fit)
+    if cropped.shape == (fit.source_height, fit.source_width):
+        return np.ascontiguousarray(cropped)
+    size = (fit.source_width, fit.source_height)
+    return np.asarray(cv2.resize(cropped, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+
+
+def _content(array: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+    if array.shape[:2] != (fit.canvas_height, fit.canvas_width):
+        expected = f"{fit.canvas_width} x {fit.canvas_height}"
+        raise ValueError(f"the canvas is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}")
+    return array[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
+
+
+def _check_source(array: NDArray[np.uint8], fit: Fit) -> None:
+    if array.shape[:2] != (fit.source_height, fit.source_width):
+        expected = f"{fit.source_width} x {fit.source_height}"
+        raise ValueError(f"the picture is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}")

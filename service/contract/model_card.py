@@ -1,0 +1,132 @@
+"""The model card: everything a service, an integrator or a reviewer must know about a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.errors import BundleError
+
+FORMAT_VERSION = 1
+CARD_NAME = "card.json"
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+ColourChannel = Annotated[int, Field(ge=0, le=255)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class InputSize(_Strict):
+    """The model's canvas in pixels."""
+
+    height: Annotated[int, Field(ge=32, le=4096)]
+    width: Annotated[int, Field(ge=32, le=4096)]
+
+
+class ClassInfo(_Strict):
+    """One class of the mask; id 0 is the background. `colour` is RGB, 0 to 255."""
+
+    id: Annotated[int, Field(ge=0, le=255)]
+    name: str
+    colour: tuple[ColourChannel, ColourChannel, ColourChannel]
+
+
+class DataSource(_Strict):
+    """Data that a model learned from, and the licence that lets it."""
+
+    name: str
+    licence: str
+    frames: int
+    use: str
+    credit: str = ""
+
+
+class TrainingRun(_Strict):
+    """How the checkpoint came to be."""
+
+    recipe: str
+    command: str
+    commit: str
+    split_hash: str
+    seed: int
+    steps: int
+
+
+class Metric(_Strict):
+    """A measured figure with the data it was measured on. Dice and IoU are 0 to 1, means over frames."""
+
+    data: str
+    frames: int
+    dice: Share
+    iou: Share
+    videos: dict[str, Share] = Field(default_factory=dict, description="mean Dice per video")
+
+
+class Parity(_Strict):
+    """How far a backend at a precision gives the network's own labels."""
+
+    backend: str
+    precision: str
+    frames: int
+    labels_equal: Share
+
+
+class ModelCard(_Strict):
+    """The card of a bundle. `files` maps each file's path in the bundle to its SHA-256 in hexadecimal."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    version: str
+    description: str
+    classes: tuple[ClassInfo, ...] = Field(min_length=2)
+    input_size: InputSize
+    fit: Literal["letterbox", "stretch"] = "letterbox"
+    outputs: tuple[str, ...] = ("mask",)
+    network: str
+    method: str
+    parameters: int
+    training_data: tuple[DataSource, ...] = ()
+    training: TrainingRun | None = None
+    metrics: tuple[Metric, ...] = ()
+    parity: tuple[Parity, ...] = ()
+    licence: str = "Apache-2.0"
+    intended_use: str = "Research use only. Not a medical device."
+    limits: tuple[str, ...] = ()
+    files: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _classes_are_numbered_from_zero(self) -> ModelCard:
+        ids = [info.id for info in self.classes]
+        if ids != list(range(len(ids))):
+            raise ValueError(f"class ids are {ids}; they must be 0, 1, 2, ... in order")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write the card as JSON."""
+        path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> ModelCard:
+        """Read a card. Raises BundleError when the file is missing, not JSON, or not a card we know."""
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(
+                f"{path} cannot be read ({error.__class__.__name__}).",
+                f"a bundle folder with a {CARD_NAME}",
+                "Name a bundle made by `surgseg-export bundle`.",
+            ) from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise BundleError(
+                f"{path} is not a valid model card: {where}: {first['msg']}.",
+                f"a card of format version {FORMAT_VERSION}",
+                "Export the bundle again with this version of surgseg-export.",
+            ) from error

@@ -1,0 +1,79 @@
+"""The error tree. Every message says what was found, what was expected, and what to do."""
+
+from __future__ import annotations
+
+
+class SurgsegError(Exception):
+    """An error a user can act on. `slug` names the problem type, `status` is its HTTP status."""
+
+    slug = "internal-error"
+    title = "Internal error"
+    status = 500
+
+    def __init__(self, found: str, expected: str, remedy: str) -> None:
+        super().__init__(f"{found} Expected {expected}. {remedy}")
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+
+
+class BundleError(SurgsegError):
+    """The bundle cannot be trusted or opened; ends start-up."""
+
+    slug = "invalid-bundle"
+    title = "The model bundle cannot be used"
+
+
+class BackendError(SurgsegError):
+    """The runtime is missing or failed; a failure after start-up ends the process."""
+
+    slug = "backend-failed"
+    title = "The inference backend failed"
+
+
+class InvalidPictureError(SurgsegError):
+    """Bytes that are not a picture we can decode."""
+
+    slug = "invalid-picture"
+    title = "The picture cannot be decoded"
+    status = 422
+
+
+class PayloadTooLargeError(SurgsegError):
+    """More bytes or more pixels than the limits allow."""
+
+    slug = "payload-too-large"
+    title = "The picture is too large"
+    status = 413
+
+
+class InvalidRequestError(SurgsegError):
+    """A parameter, header or message of the wrong form."""
+
+    slug = "invalid-request"
+    title = "The request is not valid"
+    status = 400
+
+
+class UnavailableError(SurgsegError):
+    """The service cannot take this now: the stream limit is reached, or it is draining."""
+
+    slug = "unavailable"
+    title = "The service cannot take this request now"
+    status = 503
+
+
+class StreamError(SurgsegError):
+    """A stream ended because of its own content or source; other streams do not notice."""
+
+    slug = "stream-failed"
+    title = "The stream failed"
+    status = 422
+
+
+class DataError(SurgsegError):
+    """A data set, split or recipe is not what it claims to be (offline commands only)."""
+
+    slug = "invalid-data"
+    title = "The data cannot be used"
+    status = 422

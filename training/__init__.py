@@ -1,0 +1,1 @@
+"""Learns a segmentation network from labeled and unlabeled frames; sees only the service's contract and errors."""

@@ -1,0 +1,141 @@
+"""Checkpoints: everything needed to resume a run or to export its predictor; loaded without running code."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from service.contract.model_card import ClassInfo, DataSource, InputSize
+from service.errors import DataError
+from training.config import Recipe, parse_table
+from training.methods import build_method
+from training.methods.base import Method
+
+CHECKPOINT_VERSION = 1
+# ImageNet's channel means and deviations for pictures scaled to 0..1: what timm's encoders are built for.
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Checkpoint:
+    """A run at one step. `state` holds the method's, optimiser's and random generators' state."""
+
+    recipe: Recipe
+    command: str
+    commit: str
+    split_hash: str
+    step: int
+    validation_dice: float
+    state: dict[str, Any]
+
+    @property
+    def network(self) -> str:
+        return self.recipe.network.name
+
+    @property
+    def method(self) -> str:
+        return self.recipe.method_name
+
+    @property
+    def classes(self) -> tuple[ClassInfo, ...]:
+        return self.recipe.classes
+
+    @property
+    def input_size(self) -> InputSize:
+        return self.recipe.input_size
+
+    @property
+    def fit(self) -> str:
+        return self.recipe.fit
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.recipe.model_dump(mode="json")
+
+    @property
+    def recipe_name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.seed
+
+    @property
+    def data_sources(self) -> tuple[DataSource, ...]:
+        """What the model card says of the data it learned from."""
+        return tuple(data.card for data in self.recipe.labeled if data.card is not None)
+
+    def build_method(self) -> Method:
+        """The method with the checkpoint's weights."""
+        method = build_method(
+            self.recipe.method_name, self.recipe.method_options, self.recipe.network, len(self.classes)
+        )
+        method.load_state_dict(self.state["method"])
+        return method
+
+    def build_predictor(self) -> nn.Module:
+        """The network to export, in eval mode and float32: normalised float `(N, 3, H, W)` to logits `(N, C, H, W)`.
+
+        Its buffers `mean` and `std` are the channel statistics for pictures scaled to 0..1.
+        """
+        predictor = self.build_method().predictor.float().eval()
+        predictor.register_buffer("mean", torch.tensor(MEAN), persistent=False)
+        predictor.register_buffer("std", torch.tensor(DEVIATION), persistent=False)
+        return predictor
+
+
+def normalise(images_nchw: Tensor) -> Tensor:
+    """uint8 `(N, 3, H, W)` to the network's float32 input."""
+    mean = torch.tensor(MEAN, device=images_nchw.device).view(1, 3, 1, 1)
+    deviation = torch.tensor(DEVIATION, device=images_nchw.device).view(1, 3, 1, 1)
+    return (images_nchw.float() / 255 - mean) / deviation
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write whole or not at all: a temporary sibling, then a rename."""
+    content = {
+        "version": CHECKPOINT_VERSION,
+        "recipe": checkpoint.recipe.model_dump(mode="json"),
+        "command": checkpoint.command,
+        "commit": checkpoint.commit,
+        "split_hash": checkpoint.split_hash,
+        "step": checkpoint.step,
+        "validation_dice": checkpoint.validation_dice,
+        "state": checkpoint.state,
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint (tensors and plain values only, no code). Raises DataError."""
+    remedy = "Name a best.pt or last.pt written by `surgseg-train run`."
+    if not path.is_file():
+        raise DataError(f"There is no checkpoint {path}.", "a file", remedy)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        version = content["version"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise DataError(
+            f"{path} is not a checkpoint ({reason}).", "a whole checkpoint file", remedy
+        ) from error
+    if version != CHECKPOINT_VERSION:
+        raise DataError(
+            f"{path} has checkpoint version {version}.",
+            f"version {CHECKPOINT_VERSION}",
+            "Use the surgseg that wrote it.",
+        )
+    recipe = parse_table(Recipe, content["recipe"], str(path))
+    fields = {
+        key: content[key] for key in ("command", "commit", "split_hash", "step", "validation_dice", "state")
+    }
+    return Checkpoint(recipe=recipe, **fields)

@@ -1,0 +1,181 @@
+"""Recipes: TOML files read into typed configuration, where an unknown key is an error that names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract.model_card import ClassInfo, DataSource, InputSize
+from service.errors import DataError
+
+RECIPES = Path(__file__).parent / "recipes"
+Table = TypeVar("Table", bound=BaseModel)
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Strict):
+    """One data set: `source` is READER:PATH, `split` and `part` choose frames, `weight` how often it is drawn.
+
+    `aspect` is the range of true width / height to restore pictures of unknown aspect to; empty keeps their own.
+    """
+
+    source: str
+    split: str = ""
+    part: str = ""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    aspect: tuple[float, ...] = ()
+    card: DataSource | None = None
+
+
+class NetworkConfig(_Strict):
+    """`options` are passed to the network's class."""
+
+    name: str = "edge"
+    options: dict[str, Any] = {}
+
+
+class OptimizerConfig(_Strict):
+    """AdamW or Adam; weight decay spares biases and BatchNorm."""
+
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    gradient_clip: Annotated[float, Field(gt=0)] = 5.0
+
+
+class AugmentConfig(_Strict):
+    """Ranges and probabilities of the augmentation (training/data/augment.py)."""
+
+    scale: tuple[float, float] = (0.8, 2.0)
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 40.0
+    aspect_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    flip: Share = 0.5
+    flip_vertical: Share = 0.2
+    colour: Share = 0.8
+    grayscale: Share = 0.05
+    blur: Share = 0.2
+    noise: Share = 0.25
+    jpeg: Share = 0.2
+    smoke: Share = 0.15
+    view_circle: Share = 0.3
+    shade: Share = 0.3
+    cutout: Share = 0.15
+    paste: Share = 0.3
+
+
+class Recipe(_Strict):
+    """Everything that decides a training run; saved with every checkpoint."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    steps: Positive = 1000
+    batch_size: Positive = 8
+    workers: Annotated[int, Field(ge=0)] = 1
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    validate_every: Positive = 200
+    save_every: Positive = 200
+    input_size: InputSize = InputSize(height=256, width=416)
+    fit: Literal["letterbox", "stretch"] = "letterbox"
+    progressive: tuple[tuple[float, float], ...] = ()
+    classes: tuple[ClassInfo, ...] = (
+        ClassInfo(id=0, name="background", colour=(0, 0, 0)),
+        ClassInfo(id=1, name="instrument", colour=(0, 224, 160)),
+    )
+    labeled: tuple[DataConfig, ...] = Field(min_length=1)
+    validation: tuple[DataConfig, ...] = Field(min_length=1)
+    network: NetworkConfig = NetworkConfig()
+    method: dict[str, Any] = {"name": "supervised"}
+    optimizer: OptimizerConfig = OptimizerConfig()
+    augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def method_name(self) -> str:
+        return str(self.method.get("name", "supervised"))
+
+    @property
+    def method_options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.method.items() if key != "name"}
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a recipe; a bare name is one of the recipes that ship. `overrides` are `dotted.key=value` in TOML."""
+    if not path.is_file() and (RECIPES / path.with_suffix(".toml").name).is_file():
+        path = RECIPES / path.with_suffix(".toml").name
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
+        raise DataError(
+            f"There is no recipe {path}.", f"a TOML file, or one of {shipped}", "Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not valid TOML: {error}.", "a recipe", "Mend the line it names."
+        ) from error
+    table.setdefault("name", path.stem)
+    for override in overrides or []:
+        _apply_override(table, override)
+    return parse_table(Recipe, table, str(path))
+
+
+def parse_table(table_class: type[Table], values: dict[str, Any], where: str) -> Table:
+    """Check a table of a recipe. Raises DataError with the key, what is wrong, and the nearest known key."""
+    try:
+        return table_class.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(table_class, first["loc"][:-1])
+            near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
+            raise DataError(f"{where}: unknown key {key!r}.", f"one of {', '.join(known)}", hint) from error
+        found = f"{where}: {key} is {first['input']!r}: {first['msg']}."
+        raise DataError(found, "a value as docs/training.md says", "Mend the recipe.") from error
+    except TypeError as error:
+        raise DataError(
+            f"{where}: {error}.", "strings, numbers, lists and tables", "Mend the recipe."
+        ) from error
+
+
+def _known_keys(table_class: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    current: Any = table_class
+    for part in location:
+        if isinstance(part, str) and isinstance(current, type) and issubclass(current, BaseModel):
+            annotation = current.model_fields[part].annotation
+            inner = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+            current = next((a for a in inner if issubclass(a, BaseModel)), current)
+    return list(current.model_fields)
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator:
+        raise DataError(
+            f"--set {override!r} has no value.",
+            "key=value",
+            "For example --set optimizer.learning_rate=1e-3.",
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *parents, key = dotted.strip().split(".")
+    current: Any = table
+    for parent in parents:
+        current = current[int(parent)] if isinstance(current, list) else current.setdefault(parent, {})
+    current[key] = value

@@ -1,0 +1,49 @@
+"""Readers for the public data sets and the generic folder, each a table entry: name -> "module:function"."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import DataError
+from training.data.samples import Sample
+
+READERS = {
+    "endovis2015_rigid": "training.data.endovis2015_rigid:read",
+    "endovis2015_robotic": "training.data.endovis2015_robotic:read",
+    "surgical_web_frames": "training.data.surgical_web_frames:read",
+    "intermountain": "training.data.intermountain:read",
+    "folder": "training.data.folder:read",
+}
+
+
+def open_data(spec: str) -> Sequence[Sample]:
+    """The samples of `READER:PATH`, in a fixed order. Raises DataError when there is nothing to read.
+
+    A reader checks that every labeled picture has its mask before it returns, so a wrong folder fails at once.
+    """
+    name, separator, path = spec.partition(":")
+    if not separator or not path:
+        raise DataError(
+            f"{spec!r} names no data.",
+            "READER:PATH, for example folder:frames",
+            f"Readers: {', '.join(READERS)}.",
+        )
+    if name not in READERS:
+        near = difflib.get_close_matches(name, READERS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Use the folder reader for data of your own."
+        raise DataError(f"There is no reader {name!r}.", f"one of {', '.join(READERS)}", hint)
+    root = Path(path)
+    if not root.is_dir():
+        raise DataError(
+            f"There is no folder {path}.", f"the root of {name}", "Check the path (docs/datasets.md)."
+        )
+    module, function = READERS[name].split(":")
+    samples: list[Sample] = getattr(importlib.import_module(module), function)(root)
+    if not samples:
+        raise DataError(
+            f"{path} holds no frames.", f"the layout of {name}", "See docs/datasets.md for the layout."
+        )
+    return samples

@@ -1,0 +1,21 @@
+"""Unlabeled frames of 16 laparoscopic operations, 854 x 480, with all that real feeds hold (black, standby, noise).
+
+Layout: `images/<a>-<b>-frame-<n>.jpg`; the first two numbers name the operation.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from training.data.samples import Sample, read_image
+
+
+def read(root: Path) -> list[Sample]:
+    """All frames, in order of operation and frame number; none is labeled."""
+    samples = []
+    for image_path in (root / "images").glob("*-frame-*.jpg"):
+        operation, _, number = image_path.stem.partition("-frame-")
+        sample_id = f"{operation}/{int(number):08d}"
+        samples.append(Sample(sample_id, operation, partial(read_image, image_path)))
+    return sorted(samples, key=lambda sample: sample.sample_id)

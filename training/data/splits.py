@@ -1,0 +1,79 @@
+"""Which frames train, validate and test: committed files of ids, cut by operation or video, hashed into checkpoints.
+
+A split file is `{"data": reader, "by": "operation" | "video", "parts": {part: {video: [name, ...]}}}`; a frame's id
+is `video/name`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from service.errors import DataError
+from training.data.samples import Sample
+
+SPLITS = Path(__file__).parent / "splits"
+
+
+def load_split(name: str) -> dict[str, list[str]]:
+    """The frame ids of each part. `name` is that of a committed split, or the path of a JSON file."""
+    path = Path(name) if name.endswith(".json") else SPLITS / f"{name}.json"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SPLITS.glob("*.json")))
+        raise DataError(
+            f"There is no split {name!r}.", f"a JSON file, or one of {known}", "Check the recipe."
+        )
+    try:
+        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        ids = {
+            part: [f"{video}/{frame}" for video, frames in videos.items() for frame in frames]
+            for part, videos in parts.items()
+        }
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"{path} is not a split file ({error}).",
+            '{"parts": {part: {video: [name]}}}',
+            "See docs/datasets.md.",
+        ) from error
+    _check_disjoint(ids, path)
+    return ids
+
+
+def select_part(samples: Sequence[Sample], split: str, part: str) -> list[Sample]:
+    """The samples of one part of a split, in the split's order. Raises DataError for an id that is not there."""
+    ids = load_split(split)
+    if part not in ids:
+        raise DataError(
+            f"The split {split} has no part {part!r}.", f"one of {', '.join(ids)}", "Check the recipe."
+        )
+    by_id = {sample.sample_id: sample for sample in samples}
+    missing = [sample_id for sample_id in ids[part] if sample_id not in by_id]
+    if missing:
+        raise DataError(
+            f"The split {split} names {len(missing)} frames that are not there, first {missing[0]}.",
+            "every frame of the split in the data",
+            "Complete the data set, or make a split of what is there.",
+        )
+    return [by_id[sample_id] for sample_id in ids[part]]
+
+
+def hash_parts(parts: dict[str, Sequence[Sample]]) -> str:
+    """SHA-256 over the ids of every part, so that a checkpoint says exactly what it saw."""
+    listing = {part: [sample.sample_id for sample in samples] for part, samples in sorted(parts.items())}
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _check_disjoint(ids: dict[str, list[str]], path: Path) -> None:
+    videos_by_part = {part: {frame.rpartition("/")[0] for frame in frames} for part, frames in ids.items()}
+    parts = list(videos_by_part)
+    for position, first in enumerate(parts):
+        for second in parts[position + 1 :]:
+            shared = videos_by_part[first] & videos_by_part[second]
+            if shared:
+                raise DataError(
+                    f"{path}: {first} and {second} share the video {min(shared)}.",
+                    "parts cut by operation or video",
+                    "Neighbouring frames are alike: move the whole video to one part.",
+                )

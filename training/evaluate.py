@@ -1,0 +1,177 @@
+"""Measuring masks against labels: Dice, IoU and surface distance by frame, video and overall, with overlays.
+
+`surgseg-train evaluate` measures a checkpoint and `surgseg-export evaluate` a bundle by the same code: both hand over a
+function from fitted pictures to masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from service.contract.geometry import FitRule, Image, Mask, fit_image, plan_fit, restore_mask
+from service.contract.model_card import InputSize
+from service.errors import DataError
+from training.data import open_data
+from training.data.samples import Sample
+from training.data.splits import select_part
+from training.metrics import confidence_interval, dice_and_iou, normalised_surface_distance
+
+# The tolerance of the surface distance as a share of the picture's diagonal: 8 pixels at 640 x 480, the 1.2 % of the
+# ROBUST-MIS challenge rounded down.
+TOLERANCE_OF_DIAGONAL = 0.01
+METRICS = ("dice", "iou", "nsd")
+
+Predict = Callable[[Image], Mask]
+
+
+@dataclass(frozen=True)
+class FrameScore:
+    """One frame's figures, each 0 to 1; `nsd` is None where surfaces were not measured."""
+
+    sample_id: str
+    video: str
+    dice: float
+    iou: float
+    nsd: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of every frame of one data set."""
+
+    data: str
+    scores: tuple[FrameScore, ...]
+
+    @property
+    def mean_dice(self) -> float:
+        return float(np.mean([score.dice for score in self.scores]))
+
+    def to_json(self) -> dict[str, Any]:
+        """`overall` and `videos` with a mean and a 95 % interval for each metric, and every frame's figures."""
+        videos = sorted({score.video for score in self.scores})
+        return {
+            "data": self.data,
+            "frames": len(self.scores),
+            "surface_tolerance": f"{TOLERANCE_OF_DIAGONAL:.0%} of the diagonal",
+            "overall": _summarise(self.scores),
+            "videos": {video: _summarise([s for s in self.scores if s.video == video]) for video in videos},
+            "per_frame": [vars(score) for score in self.scores],
+        }
+
+    def to_table(self) -> str:
+        """A line per video and one for all: mean and 95 % interval."""
+        summary = self.to_json()
+        rows = [*summary["videos"].items(), ("overall", summary["overall"])]
+        width = max(len(name) for name, _ in rows) + 2
+        lines = [f"{'video':<{width}}{'frames':>7}  " + "  ".join(f"{metric:<22}" for metric in METRICS)]
+        for name, row in rows:
+            cells = (
+                f"{row[m]['mean']:.3f} [{row[m]['ci95'][0]:.3f}, {row[m]['ci95'][1]:.3f}]" for m in METRICS
+            )
+            lines.append(f"{name:<{width}}{row['frames']:>7}  " + "  ".join(f"{cell:<22}" for cell in cells))
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def evaluate_samples(
+    predict: Predict,
+    samples: Sequence[Sample],
+    input_size: InputSize,
+    fit: FitRule,
+    *,
+    classes: int = 2,
+    data: str = "",
+    overlays: Path | None = None,
+    surfaces: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Fit each frame as the service does, predict, restore the mask to the frame's own size and score it there.
+
+    Surface distances take longer than the network on large frames; `surfaces=False` leaves them out.
+    `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder for pictures
+    of every frame, named by their Dice so that a listing goes from worst to best.
+    """
+    scores = []
+    for sample in tqdm(samples, desc=data or "evaluate", unit="frame", disable=not progress):
+        image_hwc, true_hw = sample.load()
+        if true_hw is None:
+            raise DataError(
+                f"{sample.sample_id} is unlabeled.", "labeled frames", "Evaluate on data with masks."
+            )
+        planned = plan_fit(*image_hwc.shape[:2], input_size, fit)
+        predicted_hw = restore_mask(predict(fit_image(image_hwc, planned)[None])[0], planned)
+        dice, iou = dice_and_iou(predicted_hw, true_hw, classes)
+        nsd = None
+        if surfaces:
+            tolerance_px = TOLERANCE_OF_DIAGONAL * float(np.hypot(*true_hw.shape))
+            nsd = normalised_surface_distance(predicted_hw, true_hw, classes, tolerance_px)
+        scores.append(FrameScore(sample.sample_id, sample.video, dice, iou, nsd))
+        if overlays is not None:
+            path = overlays / f"{dice:.3f}_{sample.sample_id.replace('/', '_')}.jpg"
+            overlays.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), draw_comparison(image_hwc, predicted_hw, true_hw)[:, :, ::-1])
+    return Evaluation(data, tuple(scores))
+
+
+def draw_comparison(image_hwc: Image, predicted_hw: Mask, true_hw: Mask) -> Image:
+    """The picture with agreement in green, what was missed in blue and what was invented in red."""
+    colours = np.zeros_like(image_hwc)
+    colours[(predicted_hw > 0) & (predicted_hw == true_hw)] = (0, 220, 0)
+    colours[(true_hw > 0) & (predicted_hw != true_hw)] = (40, 120, 255)
+    colours[(predicted_hw > 0) & (true_hw == 0)] = (255, 0, 0)
+    mixed = cv2.addWeighted(image_hwc, 0.55, colours, 0.45, 0)
+    return np.where(colours.any(axis=2, keepdims=True), mixed, image_hwc)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every evaluate command takes."""
+    parser.add_argument("--data", required=True, metavar="READER:PATH", help="for example folder:frames")
+    parser.add_argument("--split", default="", help="a committed split or a JSON file; with --part")
+    parser.add_argument("--part", default="test", help="the part of the split (default: test)")
+    parser.add_argument("--stride", type=int, default=1, metavar="N", help="every N-th frame (default: 1)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write a picture of every frame here")
+
+
+def run_evaluation(
+    arguments: argparse.Namespace, predict: Predict, input_size: InputSize, fit: FitRule, classes: int
+) -> Evaluation:
+    """Evaluate as the command line asks, print the table and write what was asked for."""
+    samples = list(open_data(arguments.data))
+    if arguments.split:
+        samples = select_part(samples, arguments.split, arguments.part)
+    if arguments.stride < 1:
+        raise DataError(f"--stride {arguments.stride}.", "1 or more", "Leave it out for every frame.")
+    evaluation = evaluate_samples(
+        predict,
+        samples[:: arguments.stride],
+        input_size,
+        fit,
+        classes=classes,
+        data=arguments.data.partition(":")[0],
+        overlays=arguments.overlays,
+    )
+    print(evaluation.to_table())
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n", encoding="utf-8")
+    return evaluation
+
+
+def _summarise(scores: Sequence[FrameScore]) -> dict[str, Any]:
+    videos = [score.video for score in scores]
+    summary: dict[str, Any] = {"frames": len(scores)}
+    for metric in METRICS:
+        values = [value for score in scores if (value := getattr(score, metric)) is not None]
+        if not values:
+            continue
+        summary[metric] = {"mean": float(np.mean(values)), "ci95": confidence_interval(values, videos)}
+    return summary

@@ -1,0 +1,26 @@
+"""Training methods, each a table entry: name -> "module:Class". A method owns every network it needs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+from service.errors import DataError
+from training.config import NetworkConfig
+from training.methods.base import Method
+
+METHODS = {
+    "supervised": "training.methods.supervised:Supervised",
+}
+
+
+def build_method(name: str, options: dict[str, Any], network: NetworkConfig, classes: int) -> Method:
+    """A freshly initialised method; `options` is the recipe's [method] table without its name."""
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Check [method] name in the recipe."
+        raise DataError(f"There is no method {name!r}.", f"one of {', '.join(METHODS)}", hint)
+    module, class_name = METHODS[name].split(":")
+    method_class: type[Method] = getattr(importlib.import_module(module), class_name)
+    return method_class(method_class.parse_options(options), network, classes)

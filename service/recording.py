@@ -52,12 +52,14 @@ class VideoWriter:
     def write(self, image_hwc: Image, pts_s: float | None) -> None:
         """Append uint8 RGB `(H, W, 3)`, shown at `pts_s`; one step after the last where that is None or past.
 
-        All frames have the size of the first.
+        A frame of another size than the first is stretched to it.
         """
         height, width = image_hwc.shape[:2]
         even_hwc = cv2.copyMakeBorder(image_hwc, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._stream is None:
             self._stream = self._add_stream(*even_hwc.shape[:2])
+        if even_hwc.shape[:2] != (self._stream.height, self._stream.width):
+            even_hwc = cv2.resize(even_hwc, (self._stream.width, self._stream.height))
         is_hd = height >= _HD_HEIGHT
         frame = VideoFrame.from_ndarray(np.asarray(even_hwc, np.uint8), format="rgb24").reformat(
             format="yuv420p",

@@ -7,6 +7,7 @@ process: use it for files that their owner opens, not for bitstreams from strang
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +40,7 @@ class VideoFile:
     """An open video file: a FrameSource with what the container says about it.
 
     `average_rate` is frames per second; it, `frame_count` and `duration_s` are what the container claims, or
-    None. One thread at a time.
+    None. One thread iterates; any thread may close.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -51,6 +52,9 @@ class VideoFile:
             self._container.close()
             raise
         self._stream.thread_type = "AUTO"
+        self._lock = threading.Lock()
+        self._is_reading = False
+        self._is_closed = False
         self.average_rate: Fraction | None = self._stream.average_rate
         self.frame_count: int | None = self._stream.frames or None
         duration = self._container.duration
@@ -64,19 +68,38 @@ class VideoFile:
 
     def frames(self) -> Iterator[DecodedFrame]:
         """Decode from the start, once. Raises StreamError at the end if the file was damaged or cut short."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_reading = True
+        try:
+            yield from self._read()
+        finally:
+            # FFmpeg may not lose its container in mid-read, so the reader frees it, not the thread that closes
+            with self._lock:
+                self._is_reading = False
+                self._is_closed = True
+            self._container.close()
+
+    def close(self) -> None:
+        """End `frames` after the frame at hand, and free the decoder; closing twice does nothing."""
+        with self._lock:
+            self._is_closed = True
+            if not self._is_reading:
+                self._container.close()
+
+    def _read(self) -> Iterator[DecodedFrame]:
         damage = _Damage()
         span = _Span()
         time_base = self._stream.time_base or Fraction(1, av.time_base)
         for frame in _decode(self._container, self._stream, damage):
+            if self._is_closed:
+                return
             # a flushed frame has no time base of its own, so frame.time is not to be trusted
             pts_s = None if frame.pts is None else float(frame.pts * time_base)
             span.add(pts_s, float((frame.duration or 0) * time_base))
             yield DecodedFrame(_to_rgb(frame), pts_s)
         self._check_whole(damage, span)
-
-    def close(self) -> None:
-        """Free the decoder; safe to call twice."""
-        self._container.close()
 
     def _check_whole(self, damage: _Damage, span: _Span) -> None:
         problems = []

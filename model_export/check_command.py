@@ -1,0 +1,92 @@
+"""surgseg-export check: prove that a bundle is whole and gives the labels it should."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from model_export.bundle import check_golden, fit_to_card
+from model_export.bundle_command import positive
+from model_export.frames import proof_images
+from model_export.parity import measure_agreement, reference_predict, require_agreement
+from model_export.to_onnx import embedded_card
+from service.backends import open_backend
+from service.backends.base import Backend
+from service.contract.bundle import Bundle, open_bundle
+from service.contract.geometry import Image
+from service.errors import BundleError, InvalidRequestError
+from training.checkpoint import Checkpoint, load_checkpoint
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `surgseg-export check`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
+    parser.add_argument("--backend", default="auto", help="the service's backend to check with (%(default)s)")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="compare with the labels of this checkpoint's network"
+    )
+    parser.add_argument(
+        "--data", metavar="READER:PATH", help="compare on these frames; drawn pictures otherwise"
+    )
+    parser.add_argument(
+        "--limit", type=positive, default=64, help="compare on at most so many frames (%(default)s)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print a line for each proof. Gives 1, with one line on standard error, at the first that fails."""
+    if arguments.data is not None and arguments.checkpoint is None:
+        raise InvalidRequestError(
+            "--data is given without --checkpoint.",
+            "a checkpoint to compare with",
+            "Add --checkpoint CHECKPOINT.",
+        )
+    checkpoint = None if arguments.checkpoint is None else load_checkpoint(arguments.checkpoint)
+    images = proof_images(arguments.data, arguments.limit)
+    try:
+        for line in check(arguments.bundle, arguments.backend, checkpoint, images):
+            print(line)
+    except BundleError as error:
+        print(f"surgseg-export: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def check(
+    folder: Path, backend_name: str, checkpoint: Checkpoint | None, images: Iterable[Image]
+) -> Iterator[str]:
+    """Yield a line for each proof: hashes, card, graph, golden pair, parity. Raises BundleError."""
+    bundle = open_bundle(folder)
+    yield f"hashes   {len(bundle.card.files)} files are as exported"
+    _check_card(bundle)
+    yield f"card     {bundle.card.name} {bundle.card.version}, the same inside the model"
+    backend = open_backend(backend_name, bundle)
+    try:
+        yield f"graph    opens in {backend.name} at {backend.precision}"
+        yield f"golden   {check_golden(bundle, backend.segment)}"
+        yield f"parity   {_compare(bundle, backend, checkpoint, images)}"
+    finally:
+        backend.close()
+
+
+def _check_card(bundle: Bundle) -> None:
+    """card.json has no hash of its own, so it must repeat what the hashed model says."""
+    embedded = embedded_card(bundle.model_path)
+    if embedded != bundle.card.model_copy(update={"files": {}, "parity": ()}):
+        raise BundleError(
+            f"The card of {bundle.folder} differs from the one inside its model.",
+            "the card as it was exported",
+            "Export the bundle again: a card is not edited by hand.",
+        )
+
+
+def _compare(bundle: Bundle, backend: Backend, checkpoint: Checkpoint | None, images: Iterable[Image]) -> str:
+    if checkpoint is None:
+        return "not measured again: name the network with --checkpoint"
+    reference = reference_predict(checkpoint.build_predictor())
+    fitted = (fit_to_card(image_hwc, bundle.card) for image_hwc in images)
+    agreement = measure_agreement(reference, backend.segment, fitted)
+    require_agreement(agreement, backend.name)
+    return str(agreement)

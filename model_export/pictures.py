@@ -1,0 +1,52 @@
+"""Draws pictures of tissue and instruments, so that a bundle can be proven without a single real frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from service.contract.geometry import Image
+from service.contract.model_card import InputSize
+
+
+def draw_pictures(size: InputSize, count: int, seed: int = 0) -> Iterator[Image]:
+    """`count` different pictures, uint8 RGB `(height, width, 3)`, the same ones for the same `seed`."""
+    for index in range(count):
+        yield draw_picture(size, seed + index)
+
+
+def draw_picture(size: InputSize, seed: int) -> Image:
+    """One picture, uint8 RGB `(height, width, 3)`: mottled tissue and two grey shafts from the edges."""
+    random = np.random.default_rng(seed)
+    image_hwc = _draw_tissue(size, random)
+    for _ in range(2):
+        _draw_shaft(image_hwc, random)
+    return np.asarray(cv2.GaussianBlur(image_hwc, (0, 0), size.width / 700), dtype=np.uint8)
+
+
+def _draw_tissue(size: InputSize, random: np.random.Generator) -> Image:
+    relief = np.zeros((size.height, size.width), np.float32)
+    for cells in (4, 12, 40):
+        coarse = random.standard_normal((cells, cells)).astype(np.float32)
+        relief += (
+            cv2.resize(coarse, (size.width, size.height), interpolation=cv2.INTER_CUBIC) * (4 / cells) ** 0.5
+        )
+    shade = np.clip(0.7 + 0.2 * relief, 0.1, 1.0)[:, :, None]
+    flesh = np.array([205, 85, 75], np.float32) + random.uniform(-25, 25, 3).astype(np.float32)
+    return np.ascontiguousarray(np.clip(flesh * shade, 0, 255).astype(np.uint8))
+
+
+def _draw_shaft(image_hwc: Image, random: np.random.Generator) -> None:
+    height, width = image_hwc.shape[:2]
+    corner = np.array([random.choice([0, width - 1]), random.uniform(0.2, 1.0) * height])
+    tip = np.array([random.uniform(0.3, 0.7) * width, random.uniform(0.25, 0.75) * height])
+    across = np.array([corner[1] - tip[1], tip[0] - corner[0]])
+    across *= random.uniform(0.03, 0.06) * height / float(np.hypot(*across))
+    grey = int(random.integers(60, 170))
+    for part, tone in ((1.0, grey), (0.35, min(255, grey + 70))):
+        outline = np.array(
+            [corner - across * part, corner + across * part, tip + across * part, tip - across * part]
+        )
+        cv2.fillPoly(image_hwc, [outline.round().astype(np.int32)], (tone, tone, tone), cv2.LINE_AA)

@@ -1,0 +1,42 @@
+"""The exported form of a network: pictures as bytes in, class ids out, every number between in the graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+BYTE_MAX = 255.0
+
+
+class Servable(nn.Module):
+    """uint8 RGB `(N, H, W, 3)` to uint8 class ids `(N, H, W)`.
+
+    `predictor` gives logits `(N, C, H, W)`, C >= 2, for normalised float pictures `(N, 3, H, W)`, and holds
+    `mean` and `std`, three values each, for pictures scaled to 0..1. It must be in eval mode.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, predictor: nn.Module) -> None:
+        super().__init__()
+        self.predictor = predictor
+        mean, std = (torch.as_tensor(getattr(predictor, name)).double().flatten() for name in ("mean", "std"))
+        # (x / 255 - mean) / std as one multiplication and one addition for each channel.
+        self.register_buffer("scale", (1.0 / (BYTE_MAX * std)).float().view(1, 3, 1, 1))
+        self.register_buffer("offset", (-mean / std).float().view(1, 3, 1, 1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        images_nchw = image.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.offset
+        return label(self.predictor(images_nchw))
+
+
+def label(logits_nchw: Tensor) -> Tensor:
+    """The class of the largest logit, the lowest id where several are equal, as uint8 `(N, H, W)`.
+
+    It goes through float because TensorRT has no cast from integers to uint8.
+    """
+    # Of two classes a comparison finds the same one, ties included, without a reduction to 64-bit indices.
+    is_binary = logits_nchw.shape[1] == 2
+    winner = logits_nchw[:, 1] > logits_nchw[:, 0] if is_binary else logits_nchw.argmax(dim=1)
+    return winner.to(torch.float32).to(torch.uint8)

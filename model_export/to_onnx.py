@@ -1,0 +1,89 @@
+"""Writes a servable network as one ONNX file that names no machine and no source file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common
+
+from model_export.servable import Servable
+from service.contract.model_card import InputSize, ModelCard
+from service.errors import BundleError
+
+INPUT_NAME = "image"
+OUTPUT_NAME = "mask"
+CARD_KEY = "surgseg.card"
+# What the exporter writes natively, so nothing is converted; ONNX Runtime, OpenVINO and TensorRT all read it.
+OPSET = 18
+
+
+def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
+    """Write `servable` to `path` with `card`, less its hashes and parity, inside. Raises BundleError."""
+    model = _trace(servable, card.input_size)
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize":
+            _fix_scales(node)
+    ir.passes.Sequential(
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        # The exporter notes the source line of every node, with its path on this machine.
+        common.ClearMetadataAndDocStringPass(),
+    )(model)
+    model.metadata_props.clear()
+    model.metadata_props["precision"] = "float32"
+    model.metadata_props[CARD_KEY] = card.model_dump_json(exclude={"files", "parity"})
+    ir.save(model, path)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def embedded_card(path: Path) -> ModelCard | None:
+    """The card in the metadata of an ONNX file, without hashes and parity, or None where there is none."""
+    model = onnx.load(str(path), load_external_data=False)
+    texts = [entry.value for entry in model.metadata_props if entry.key == CARD_KEY]
+    return ModelCard.model_validate_json(texts[0]) if texts else None
+
+
+def _trace(servable: Servable, size: InputSize) -> ir.Model:
+    # Two pictures, because a batch of one would be taken for a constant.
+    images_nhwc = torch.zeros((2, size.height, size.width, 3), dtype=torch.uint8)
+    program = torch.onnx.export(
+        servable,
+        (images_nhwc,),
+        dynamo=True,
+        input_names=[INPUT_NAME],
+        output_names=[OUTPUT_NAME],
+        dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N", min=1)}},
+        opset_version=OPSET,
+        external_data=False,
+        verbose=False,
+    )
+    if program is None:
+        raise BundleError("The exporter gave no graph.", "an ONNX program", "Install surgseg[export] again.")
+    return program.model
+
+
+def _fix_scales(node: ir.Node) -> None:
+    """Give a Resize constant scales instead of sizes computed from shapes at run time.
+
+    Only then does ONNX Runtime keep the resize in the blocked layout of the convolutions around it.
+    """
+    source, target = node.inputs[0], node.outputs[0]
+    if source is None or source.shape is None or target.shape is None:
+        return
+    before, after = source.shape[2:], target.shape[2:]
+    if not all(isinstance(length, int) for length in (*before, *after)):
+        return
+    lengths = np.array([before, after], np.float32)
+    scales = np.array([1, 1, *(lengths[1] / lengths[0])], np.float32)
+    # A runtime works the size out from the scale again, so a scale that rounds must not cut off a row.
+    if not np.array_equal(np.floor(lengths[0] * scales[2:]), lengths[1]):
+        return
+    constant = ir.Value(name=f"{target.name}_scales", const_value=ir.tensor(scales))
+    assert node.graph is not None
+    node.graph.register_initializer(constant)
+    node.resize_inputs(3)
+    node.replace_input_with(2, constant)

@@ -1,0 +1,1 @@
+"""The real-time core: decide what runs next, run it, publish the masks. Knows no web framework."""

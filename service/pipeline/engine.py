@@ -1,0 +1,144 @@
+"""One thread owns the backend: it opens it, proves it, feeds it and closes it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.backends.base import Backend
+from service.contract.bundle import Bundle
+from service.errors import BackendError
+from service.frames import Frame, SegmentedFrame, Stage
+from service.pipeline.latest_frames import Drop
+from service.pipeline.waiting_room import WaitingRoom
+from service.pipeline.workers import Worker
+from service.telemetry import Telemetry
+
+# A wrong layout, precision or normalisation moves far more than one label in a thousand; rounding moves fewer.
+GOLDEN_AGREEMENT = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a backend says about itself once it is open."""
+
+    name: str
+    precision: str
+    batch_sizes: tuple[int, ...]
+
+
+class Engine:
+    """Takes frames from the waiting room, runs them, hands the masks to `publish`.
+
+    An error after start-up is told to `on_failure`: a dead engine must end the process. `drop` counts frames
+    whose deadline has passed. When nothing came for `probe_interval_s`, the golden picture is run, so that
+    `last_success_at` (monotonic seconds) always speaks of a recent inference.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_backend: Callable[[], Backend],
+        *,
+        room: WaitingRoom,
+        publish: Callable[[Sequence[SegmentedFrame]], None],
+        drop: Callable[[Drop], None],
+        telemetry: Telemetry,
+        probe_interval_s: float,
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._bundle = bundle
+        self._open_backend = open_backend
+        self._room = room
+        self._publish = publish
+        self._drop = drop
+        self._telemetry = telemetry
+        self._probe_interval_s = probe_interval_s
+        self._on_failure = on_failure
+        self._opened: Future[BackendInfo] = Future()
+        self._worker = Worker("surgseg-engine", self._work, self._fail)
+        self.last_success_at = float("-inf")
+
+    def start(self) -> BackendInfo:
+        """Open the backend, warm every batch size, compare the golden picture; returns when all that is done.
+
+        Raises BundleError or BackendError, or whatever else the runtime raised.
+        """
+        self._worker.start()
+        return self._opened.result()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Wait until the backend is closed, after the waiting room was; False when that took too long."""
+        return self._worker.join(timeout_s)
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._opened.done():
+            self._opened.set_exception(error)
+        else:
+            self._on_failure(error)
+
+    def _work(self) -> None:
+        backend = self._open_backend()
+        try:
+            size = self._bundle.card.input_size
+            batch_nhwc = np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
+            for batch_size in backend.batch_sizes:
+                self._run_golden(backend, batch_nhwc, batch_size)
+            self._opened.set_result(BackendInfo(backend.name, backend.precision, backend.batch_sizes))
+            self._serve(backend, batch_nhwc)
+        finally:
+            backend.close()
+
+    def _serve(self, backend: Backend, batch_nhwc: np.ndarray) -> None:
+        limit = backend.batch_sizes[-1]
+        while True:
+            idle_s = self.last_success_at + self._probe_interval_s - time.monotonic()
+            taken = self._room.take(limit, max(0.0, idle_s))
+            if taken is None:
+                return
+            for drop in taken.drops:
+                self._drop(drop)
+            if taken.frames:
+                self._run(backend, batch_nhwc, taken.frames)
+            elif not taken.drops:
+                self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
+
+    def _run(self, backend: Backend, batch_nhwc: np.ndarray, frames: Sequence[Frame]) -> None:
+        taken_at = time.monotonic()
+        for index, frame in enumerate(frames):
+            frame.timeline.mark(Stage.WAIT, taken_at)
+            batch_nhwc[index] = frame.canvas_hwc
+        # Rows beyond the frames keep older pictures: their masks are never looked at.
+        batch_size = next(size for size in backend.batch_sizes if size >= len(frames))
+        masks_nhw = backend.segment(batch_nhwc[:batch_size])
+        self.last_success_at = time.monotonic()
+        self._telemetry.observe_batch(len(frames))
+        segmented = []
+        for frame, mask_hw in zip(frames, masks_nhw, strict=False):
+            frame.timeline.mark(Stage.INFER, self.last_success_at)
+            segmented.append(SegmentedFrame(frame, mask_hw.copy()))
+        self._publish(segmented)
+
+    def _run_golden(self, backend: Backend, batch_nhwc: np.ndarray, batch_size: int) -> None:
+        """Fill a batch with the golden picture and compare every mask of it. Raises BackendError."""
+        batch_nhwc[:batch_size] = self._bundle.golden_image_hwc
+        masks_nhw = backend.segment(batch_nhwc[:batch_size])
+        expected_shape = (batch_size, *self._bundle.golden_mask_hw.shape)
+        if masks_nhw.shape != expected_shape or masks_nhw.dtype != np.uint8:
+            raise BackendError(
+                f"The backend {backend.name} gave {masks_nhw.dtype} {masks_nhw.shape}.",
+                f"uint8 {expected_shape}",
+                "Choose another backend with --backend.",
+            )
+        agreement = float((masks_nhw == self._bundle.golden_mask_hw).mean(axis=(1, 2)).min())
+        if agreement < GOLDEN_AGREEMENT:
+            raise BackendError(
+                f"The backend {backend.name} gives {agreement:.2%} of the labels of the golden picture.",
+                f"at least {GOLDEN_AGREEMENT:.1%}",
+                "Choose another backend with --backend, or make the bundle again and check it.",
+            )
+        self.last_success_at = time.monotonic()

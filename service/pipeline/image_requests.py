@@ -1,0 +1,149 @@
+"""Pictures posted one by one: they share the engine with the live streams and never take more than a turn."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from service.backends.base import available_cores
+from service.contract.geometry import FitRule, Image
+from service.contract.masks import MaskFormat
+from service.contract.model_card import InputSize
+from service.errors import UnavailableError
+from service.frames import DecodedFrame, DropReason, SegmentedFrame
+from service.pipeline.latest_frames import Drop, Mode
+from service.pipeline.ledger import Ledger
+from service.pipeline.waiting_room import WaitingRoom
+from service.streams.pictures import decode_picture
+from service.streams.reader import prepare_frame
+
+_GRACE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentedPicture:
+    """A posted picture, `image_hwc` uint8 RGB at source size, and its mask at the model's."""
+
+    image_hwc: Image
+    segmented: SegmentedFrame
+
+
+class ImageRequests:
+    """All posted pictures. They wait in as many lanes as a batch has places, so together they take as many turns
+    as that many live streams, however many requests there are.
+
+    `max_requests` are worked on at once; more are refused. A few are decoded at once, which bounds memory.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        room: WaitingRoom,
+        lanes: int,
+        max_requests: int,
+        max_pixels: int,
+        wait_limit_s: float,
+        input_size: InputSize,
+        fit_rule: FitRule,
+    ) -> None:
+        self.ledger = ledger
+        self.lane_ids = tuple(f"images-{number}" for number in range(1, lanes + 1))
+        self._room = room
+        self._max_requests = max_requests
+        self._max_pixels = max_pixels
+        self._wait_limit_s = wait_limit_s
+        self._input_size = input_size
+        self._fit_rule: FitRule = fit_rule
+        self._admissions = threading.BoundedSemaphore(max_requests)
+        self._decoders = threading.BoundedSemaphore(available_cores())
+        self._lock = threading.Lock()
+        self._answers: dict[int, Future[SegmentedFrame]] = {}
+        for lane_id in self.lane_ids:
+            room.add_stream(lane_id, Mode.EVERY, capacity=max_requests)
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """One request's place, from before its body is read. Raises UnavailableError when all are taken."""
+        if not self._admissions.acquire(blocking=False):
+            raise UnavailableError(
+                f"{self._max_requests} pictures are being worked on.",
+                f"at most {self._max_requests} at once",
+                "Try again in a moment, or raise SURGSEG_MAX_REQUESTS.",
+            )
+        try:
+            yield
+        finally:
+            self._admissions.release()
+
+    def segment(self, data: bytes, arrived_at: float) -> SegmentedPicture:
+        """Decode a picture and wait for its mask; blocks. `arrived_at` is when its bytes had come.
+
+        Raises InvalidPictureError, PayloadTooLargeError, or UnavailableError when it could not run in time.
+        """
+        sequence = self.ledger.receive()
+        lane_id = self.lane_ids[sequence % len(self.lane_ids)]
+        try:
+            with self._decoders:
+                image_hwc = decode_picture(data, max_pixels=self._max_pixels)
+                decoded = DecodedFrame(image_hwc, None, sequence, arrived_at=arrived_at)
+                frame = prepare_frame(
+                    decoded,
+                    stream_id=lane_id,
+                    sequence=sequence,
+                    input_size=self._input_size,
+                    fit_rule=self._fit_rule,
+                    wait_limit_s=self._wait_limit_s,
+                )
+        except BaseException:
+            self.ledger.drop(DropReason.UNDECODABLE)
+            raise
+        answer: Future[SegmentedFrame] = Future()
+        with self._lock:
+            self._answers[sequence] = answer
+        if drop := self._room.offer(frame):
+            self.drop(drop)
+        return SegmentedPicture(image_hwc, self._wait(answer))
+
+    def formats(self) -> Iterable[MaskFormat]:
+        """See `Audience.formats`: none, for each request encodes its own mask and must not hold up streams."""
+        return ()
+
+    def deliver(self, segmented: SegmentedFrame, payloads: Mapping[MaskFormat, bytes]) -> None:
+        """See `Audience.deliver`."""
+        self.ledger.segment(segmented.frame.timeline)
+        self._room.finish(segmented.frame.stream_id)
+        self._pop(segmented.frame.sequence).set_result(segmented)
+
+    def drop(self, drop: Drop) -> None:
+        """Count a picture that will not run and tell its request why."""
+        self.ledger.drop(drop.reason)
+        self._pop(drop.frame.sequence).set_exception(_unavailable(drop.reason))
+
+    def close(self) -> None:
+        """Refuse what still waits."""
+        for lane_id in self.lane_ids:
+            for drop in self._room.remove_stream(lane_id):
+                self.drop(drop)
+        self.ledger.close()
+
+    def _pop(self, sequence: int) -> Future[SegmentedFrame]:
+        with self._lock:
+            return self._answers.pop(sequence)
+
+    def _wait(self, answer: Future[SegmentedFrame]) -> SegmentedFrame:
+        try:
+            return answer.result(self._wait_limit_s + _GRACE_S)
+        except TimeoutError as error:
+            raise _unavailable(DropReason.DEADLINE) from error
+
+
+def _unavailable(reason: DropReason) -> UnavailableError:
+    if reason is DropReason.DEADLINE:
+        found = "The picture waited too long for the model."
+    else:
+        found = "The service is shutting down."
+    return UnavailableError(found, "a service with time to spare", "Try again in a moment.")

@@ -1,0 +1,135 @@
+"""Which frames run next. Pure: no thread, clock, queue or socket; the waiting room wraps it for threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from service.frames import DropReason, Frame
+
+
+class Mode(StrEnum):
+    """What happens to a frame that finds another of its stream waiting."""
+
+    LATEST = "latest"
+    """The newer one wins; the older is dropped as superseded."""
+    EVERY = "every"
+    """All are kept, in order; who offers must first wait for room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A frame that will never give a mask, and why."""
+
+    frame: Frame
+    reason: DropReason
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What the engine is to run now, and what it need not run any more."""
+
+    frames: tuple[Frame, ...] = ()
+    drops: tuple[Drop, ...] = ()
+
+
+@dataclass(slots=True)
+class _Lane:
+    mode: Mode
+    capacity: int
+    waiting: deque[Frame] = field(default_factory=deque)
+    under_way: int = 0
+    """Frames taken and not yet finished; counted for EVERY only."""
+
+
+class LatestFrames:
+    """The waiting frames of every stream.
+
+    - At most one frame per stream per `take`, so a stream's masks come out in the order its frames went in.
+    - The stream that has waited longest goes first. A newer frame takes the place of the one it supersedes,
+      so a fast stream does not lose its turn and a slow one is not overtaken.
+    - LATEST: at most one frame waits. EVERY: `capacity` frames may be waiting or under way, until `finish`;
+      `offer` refuses more, and that refusal is what holds the sender back.
+    - A frame past its deadline is dropped when its turn comes. Frames of a lossless stream carry no deadline.
+
+    Every frame offered is waiting, or comes out exactly once: taken, or in a Drop.
+    """
+
+    def __init__(self) -> None:
+        self._lanes: dict[str, _Lane] = {}
+        self._turns: dict[str, None] = {}  # streams with a waiting frame, the longest-waiting first
+
+    def __contains__(self, stream_id: str) -> bool:
+        return stream_id in self._lanes
+
+    def __len__(self) -> int:
+        """Frames waiting, over all streams."""
+        return sum(len(lane.waiting) for lane in self._lanes.values())
+
+    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1) -> None:
+        """Open a lane. Raises ValueError when it is open already or the capacity is below 1."""
+        if stream_id in self._lanes or capacity < 1:
+            raise ValueError(f"stream {stream_id!r} is open, or its capacity {capacity} is below 1")
+        self._lanes[stream_id] = _Lane(mode, capacity)
+
+    def remove_stream(self, stream_id: str) -> tuple[Drop, ...]:
+        """Close a lane; its waiting frames are dropped as closed. An unknown stream has none."""
+        self._turns.pop(stream_id, None)
+        lane = self._lanes.pop(stream_id, None)
+        return tuple(Drop(frame, DropReason.CLOSED) for frame in lane.waiting) if lane else ()
+
+    def has_room(self, stream_id: str) -> bool:
+        """Whether `offer` takes a frame of this stream now; a closed stream does, and drops it."""
+        lane = self._lanes.get(stream_id)
+        if lane is None or lane.mode is Mode.LATEST:
+            return True
+        return len(lane.waiting) + lane.under_way < lane.capacity
+
+    def offer(self, frame: Frame) -> Drop | None:
+        """Let a frame wait for its turn; gives the drop that this caused, if any.
+
+        Raises BufferError when a lossless stream has no room.
+        """
+        lane = self._lanes.get(frame.stream_id)
+        if lane is None:
+            return Drop(frame, DropReason.CLOSED)
+        if not self.has_room(frame.stream_id):
+            raise BufferError(f"stream {frame.stream_id!r} has {lane.capacity} frames waiting or under way")
+        superseded = lane.waiting.popleft() if lane.mode is Mode.LATEST and lane.waiting else None
+        lane.waiting.append(frame)
+        self._turns.setdefault(frame.stream_id)
+        return Drop(superseded, DropReason.SUPERSEDED) if superseded else None
+
+    def take(self, now: float, limit: int) -> Taken:
+        """At most `limit` frames to run at the instant `now`, and the frames whose deadline has passed."""
+        frames: list[Frame] = []
+        drops: list[Drop] = []
+        for stream_id in list(self._turns):
+            if len(frames) == limit:
+                break
+            frame = self._take_turn(stream_id, now, drops)
+            if frame is not None:
+                frames.append(frame)
+        return Taken(tuple(frames), tuple(drops))
+
+    def finish(self, stream_id: str) -> None:
+        """A taken frame's mask has been handed over: a lossless stream has room for one more."""
+        lane = self._lanes.get(stream_id)
+        if lane is not None and lane.under_way:
+            lane.under_way -= 1
+
+    def _take_turn(self, stream_id: str, now: float, drops: list[Drop]) -> Frame | None:
+        lane = self._lanes[stream_id]
+        del self._turns[stream_id]
+        while lane.waiting:
+            frame = lane.waiting.popleft()
+            if frame.deadline_at is not None and now > frame.deadline_at:
+                drops.append(Drop(frame, DropReason.DEADLINE))
+                continue
+            if lane.mode is Mode.EVERY:
+                lane.under_way += 1
+            if lane.waiting:
+                self._turns[stream_id] = None
+            return frame
+        return None

@@ -1,0 +1,89 @@
+"""The accounts of one stream: every frame received is segmented, dropped by cause, or still under way."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from service.frames import DropReason, Timeline
+from service.telemetry import StreamMeter
+
+
+class Ledger:
+    """Counts of one stream since it began. Every method may be called from any thread.
+
+    `received == segmented + sum(dropped) + pending` holds at every instant. `on_settled` is called once: when
+    the stream is closed and nothing of it is pending any more.
+    """
+
+    def __init__(self, meter: StreamMeter, on_settled: Callable[[], None]) -> None:
+        self._meter = meter
+        self._on_settled = on_settled
+        self._lock = threading.Lock()
+        self._received = 0
+        self._segmented = 0
+        self._dropped: dict[DropReason, int] = {}
+        self._is_closed = False
+        self._is_settled = False
+
+    @property
+    def received(self) -> int:
+        return self._received
+
+    @property
+    def segmented(self) -> int:
+        return self._segmented
+
+    @property
+    def dropped(self) -> dict[DropReason, int]:
+        """A copy; a cause that never happened is absent."""
+        with self._lock:
+            return dict(self._dropped)
+
+    @property
+    def pending(self) -> int:
+        """Frames that were received and are neither segmented nor dropped yet."""
+        with self._lock:
+            return self._count_pending()
+
+    def receive(self) -> int:
+        """Count a frame that has arrived; gives its sequence number, from 1."""
+        self._meter.count_received()
+        with self._lock:
+            self._received += 1
+            return self._received
+
+    def segment(self, timeline: Timeline) -> None:
+        """Count a frame whose mask is ready; its timeline has all its marks."""
+        self._meter.count_segmented(timeline)
+        with self._lock:
+            self._segmented += 1
+        self._settle()
+
+    def drop(self, reason: DropReason) -> None:
+        """Count a frame that never gave a mask."""
+        self._meter.count_dropped(reason)
+        with self._lock:
+            self._dropped[reason] = self._dropped.get(reason, 0) + 1
+        self._settle()
+
+    def skip(self) -> None:
+        """Count a mask that a viewer did not get; the frame itself stays segmented."""
+        self._meter.count_skipped()
+
+    def close(self) -> None:
+        """No frame will be received any more."""
+        with self._lock:
+            self._is_closed = True
+        self._settle()
+
+    def _settle(self) -> None:
+        with self._lock:
+            if self._is_settled or not self._is_closed or self._count_pending():
+                return
+            self._is_settled = True
+        self._meter.close()
+        self._on_settled()
+
+    def _count_pending(self) -> int:
+        return self._received - self._segmented - sum(self._dropped.values())

@@ -1,0 +1,184 @@
+"""The real-time core as one object: start, open and close streams, segment pictures, stop."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+
+from service.backends.base import Backend
+from service.contract.bundle import Bundle
+from service.errors import SurgsegError, UnavailableError
+from service.pipeline.engine import BackendInfo, Engine
+from service.pipeline.image_requests import ImageRequests
+from service.pipeline.latest_frames import Drop, Mode
+from service.pipeline.ledger import Ledger
+from service.pipeline.live_stream import PushedStream
+from service.pipeline.publisher import Audience, Publisher
+from service.pipeline.waiting_room import WaitingRoom
+from service.settings import Settings
+from service.streams.reader import Reader
+from service.telemetry import IMAGES_LABEL, Telemetry
+
+
+class Pipeline:
+    """Joins waiting room, engine and publisher, and knows the open streams. Any thread may call any method.
+
+    `on_fatal` is told, once, of the error that killed the engine or the publisher; the process must then end.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        open_backend: Callable[[], Backend],
+        settings: Settings,
+        telemetry: Telemetry,
+        on_fatal: Callable[[BaseException], None],
+    ) -> None:
+        self.bundle = bundle
+        self.backend: BackendInfo | None = None
+        self._settings = settings
+        self._telemetry = telemetry
+        self._on_fatal = on_fatal
+        self._room = WaitingRoom(time.monotonic)
+        self._publisher = Publisher(self._find, self._fail)
+        self._engine = Engine(
+            bundle,
+            open_backend,
+            room=self._room,
+            publish=self._publisher.publish,
+            drop=self._drop,
+            telemetry=telemetry,
+            probe_interval_s=settings.probe_interval_s,
+            on_failure=self._fail,
+        )
+        self._lock = threading.Lock()
+        self._streams: dict[str, PushedStream] = {}
+        self._free_slots = set(range(1, settings.max_streams + 1))
+        self._numbers = itertools.count(1)
+        self._refusal: str | None = "The model is being loaded."
+        self._failure: BaseException | None = None
+        self.images = ImageRequests(
+            ledger=Ledger(telemetry.meter_stream(IMAGES_LABEL), on_settled=lambda: None),
+            room=self._room,
+            lanes=settings.batch_sizes[-1],
+            max_requests=settings.max_requests,
+            max_pixels=settings.max_pixels,
+            wait_limit_s=settings.request_deadline_s,
+            input_size=bundle.card.input_size,
+            fit_rule=bundle.card.fit,
+        )
+        telemetry.watch_readiness(self.is_ready)
+        telemetry.watch_streams(lambda: len(self._streams))
+
+    def start(self) -> BackendInfo:
+        """Open and prove the backend; returns when the first frame may come. Blocks, for minutes at worst.
+
+        Raises BundleError or BackendError.
+        """
+        self._publisher.start()
+        self.backend = self._engine.start()
+        self._refusal = None
+        return self.backend
+
+    def is_ready(self) -> bool:
+        """Whether a frame would be served now: started, not draining, and an inference has succeeded lately."""
+        age_s = time.monotonic() - self._engine.last_success_at
+        return self._refusal is None and self._failure is None and age_s <= self._settings.ready_window_s
+
+    def check_open(self) -> None:
+        """Raise UnavailableError unless new work is taken."""
+        if self._refusal is not None:
+            raise UnavailableError(self._refusal, "a service that is ready", "Try again in a moment.")
+
+    def streams(self) -> tuple[PushedStream, ...]:
+        """The open streams, the oldest first."""
+        with self._lock:
+            return tuple(self._streams.values())
+
+    def open_pushed(
+        self,
+        codec: str,
+        mode: Mode,
+        *,
+        on_undecodable: Callable[[int, SurgsegError], None],
+        on_room: Callable[[], None],
+        on_failure: Callable[[SurgsegError], None],
+    ) -> PushedStream:
+        """Open a stream for a client that pushes pictures; see PushedStream. Raises UnavailableError."""
+        self.check_open()
+        with self._lock:
+            if not self._free_slots:
+                raise UnavailableError(
+                    f"{self._settings.max_streams} streams are open.",
+                    f"at most {self._settings.max_streams} at once",
+                    "Close a stream, or raise SURGSEG_MAX_STREAMS.",
+                )
+            slot = min(self._free_slots)
+            self._free_slots.remove(slot)
+            stream_id = f"stream-{next(self._numbers)}"
+            stream = PushedStream(
+                stream_id=stream_id,
+                label=str(slot),
+                codec=codec,
+                mode=mode,
+                max_pixels=self._settings.max_pixels,
+                ledger=Ledger(
+                    self._telemetry.meter_stream(str(slot)), on_settled=lambda: self._forget(stream_id, slot)
+                ),
+                room=self._room,
+                on_undecodable=on_undecodable,
+                on_room=on_room,
+                on_failure=on_failure,
+            )
+            self._streams[stream_id] = stream
+        self._room.add_stream(stream_id, mode, self._settings.every_depth if mode is Mode.EVERY else 1)
+        stream.start(self._make_reader(stream).run)
+        return stream
+
+    def refuse_new(self) -> None:
+        """Take no new stream and no new picture any more; what is open goes on."""
+        self._refusal = "The service is shutting down."
+
+    def stop(self, timeout_s: float) -> bool:
+        """Close every stream, then engine and publisher; False when a thread did not end in time."""
+        self.refuse_new()
+        for stream in self.streams():
+            stream.close()
+        self.images.close()
+        self._room.close()
+        return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
+
+    def _make_reader(self, stream: PushedStream) -> Reader:
+        return Reader(
+            stream.source,
+            stream_id=stream.id,
+            input_size=self.bundle.card.input_size,
+            fit_rule=self.bundle.card.fit,
+            wait_limit_s=self._settings.deadline_s if stream.mode is Mode.LATEST else None,
+            number=stream.ledger.receive,
+            offer=stream.offer,
+            on_broken=stream.drop_broken,
+        )
+
+    def _find(self, stream_id: str) -> Audience:
+        return self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
+
+    def _drop(self, drop: Drop) -> None:
+        stream_id = drop.frame.stream_id
+        owner = self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
+        owner.drop(drop)
+
+    def _forget(self, stream_id: str, slot: int) -> None:
+        with self._lock:
+            self._streams.pop(stream_id, None)
+            self._free_slots.add(slot)
+
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = error
+        self._refusal = "The inference engine has failed."
+        self._on_fatal(error)

@@ -1,0 +1,71 @@
+"""LatestFrames made safe for threads: readers offer, the engine takes, either may have to wait."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from service.frames import Frame
+from service.pipeline.latest_frames import Drop, LatestFrames, Mode, Taken
+
+
+class WaitingRoom:
+    """Where frames wait for the engine. Every method may be called from any thread.
+
+    `clock` gives monotonic seconds. Drops are returned to whoever caused them and must be counted there.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._frames = LatestFrames()
+        self._lock = threading.Lock()
+        self._has_frames = threading.Condition(self._lock)
+        self._has_room = threading.Condition(self._lock)
+        self._is_closed = False
+
+    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1) -> None:
+        """See `LatestFrames.add_stream`."""
+        with self._lock:
+            self._frames.add_stream(stream_id, mode, capacity)
+
+    def remove_stream(self, stream_id: str) -> tuple[Drop, ...]:
+        """See `LatestFrames.remove_stream`; a reader that waits for room in this stream goes on at once."""
+        with self._lock:
+            drops = self._frames.remove_stream(stream_id)
+            self._has_room.notify_all()
+        return drops
+
+    def offer(self, frame: Frame) -> Drop | None:
+        """Hand a frame over, first waiting for room if its stream is lossless; gives the drop it caused."""
+        with self._lock:
+            while not self._frames.has_room(frame.stream_id):
+                self._has_room.wait()
+            drop = self._frames.offer(frame)
+            self._has_frames.notify()
+        return drop
+
+    def take(self, limit: int, timeout_s: float) -> Taken | None:
+        """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed."""
+        ends_at = self._clock() + timeout_s
+        with self._lock:
+            while not self._is_closed:
+                now = self._clock()
+                taken = self._frames.take(now, limit)
+                if taken.frames or taken.drops or now >= ends_at:
+                    if taken.drops:
+                        self._has_room.notify_all()
+                    return taken
+                self._has_frames.wait(ends_at - now)
+        return None
+
+    def finish(self, stream_id: str) -> None:
+        """See `LatestFrames.finish`."""
+        with self._lock:
+            self._frames.finish(stream_id)
+            self._has_room.notify_all()
+
+    def close(self) -> None:
+        """Send the engine home: `take` gives None from now on. Close the streams first."""
+        with self._lock:
+            self._is_closed = True
+            self._has_frames.notify_all()

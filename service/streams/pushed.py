@@ -1,0 +1,96 @@
+"""Pictures that a client pushes, as a source of frames."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from service.errors import InvalidPictureError, PayloadTooLargeError, SurgsegError
+from service.frames import DecodedFrame
+from service.streams.pictures import decode_picture
+
+
+@dataclass(frozen=True, slots=True)
+class PushedPicture:
+    """An encoded picture as it came: `arrived_at` monotonic seconds, `captured_at_us` the sender's clock."""
+
+    sequence: int
+    captured_at_us: int
+    arrived_at: float
+    data: bytes
+
+
+class PushedPictures:
+    """One picture waits between the network and the decoder.
+
+    `is_lossless` says what becomes of a picture that finds another one waiting: False, the newer one takes
+    its place, so that a stream that comes faster than it can be decoded stays live; True, `push` refuses,
+    and the caller must wait for `on_room`. Pictures that cannot be decoded go to `on_undecodable`, and the
+    stream goes on. Both callbacks are called in the reader's thread. `push` and `close` may be called from
+    any thread.
+    """
+
+    def __init__(
+        self,
+        *,
+        codec: str,
+        max_pixels: int,
+        is_lossless: bool,
+        on_undecodable: Callable[[PushedPicture, SurgsegError], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self._codec = codec
+        self._max_pixels = max_pixels
+        self._is_lossless = is_lossless
+        self._on_undecodable = on_undecodable
+        self._on_room = on_room
+        self._changed = threading.Condition()
+        self._waiting: deque[PushedPicture] = deque()
+        self._is_closed = False
+
+    def push(self, picture: PushedPicture) -> PushedPicture | None:
+        """Hand a picture over; gives the one that will not be decoded for it, which may be this one.
+
+        Raises BufferError when the stream is lossless and a picture is waiting.
+        """
+        with self._changed:
+            if self._is_closed:
+                return picture
+            if self._waiting and self._is_lossless:
+                raise BufferError("a picture is waiting, and this stream may not lose it")
+            superseded = self._waiting.popleft() if self._waiting else None
+            self._waiting.append(picture)
+            self._changed.notify()
+        return superseded
+
+    def frames(self) -> Iterator[DecodedFrame]:
+        """See `FrameSource.frames`."""
+        while (picture := self._wait()) is not None:
+            if self._is_lossless:
+                self._on_room()
+            try:
+                image_hwc = decode_picture(picture.data, max_pixels=self._max_pixels, codec=self._codec)
+            except (InvalidPictureError, PayloadTooLargeError) as error:
+                self._on_undecodable(picture, error)
+                continue
+            yield DecodedFrame(image_hwc, None, picture.sequence, picture.captured_at_us, picture.arrived_at)
+
+    def close(self) -> None:
+        """See `FrameSource.close`. A picture that waits stays for `unread`."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def unread(self) -> tuple[PushedPicture, ...]:
+        """Take out the pictures that nobody will decode any more; call it after `close`."""
+        with self._changed:
+            pictures = tuple(self._waiting)
+            self._waiting.clear()
+        return pictures
+
+    def _wait(self) -> PushedPicture | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._is_closed)
+            return None if self._is_closed else self._waiting.popleft()

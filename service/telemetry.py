@@ -1,0 +1,190 @@
+"""Prometheus metrics and logs.
+
+Labels are bounded: a live stream is labeled by its slot, "1" to the stream limit, and pictures posted one
+by one by "images". A slot's counters stay when its stream closes and go on with the next stream in it, so
+nothing is lost between two scrapes; only its fps gauge goes away. A viewer is never a label.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.process_collector import ProcessCollector
+
+from service.frames import DropReason, Stage, Timeline
+
+IMAGES_LABEL = "images"
+FPS_WINDOW_S = 2.0
+# A frame at 60 fps lasts 16.7 ms and at 25 fps 40 ms, so the buckets are close together around those.
+BUCKETS_S = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.0167),
+    *(0.02, 0.025, 0.0333, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0),
+)  # fmt: skip
+
+
+class Telemetry:
+    """The metrics of one service, in a registry of their own. Every method may be called from any thread."""
+
+    def __init__(self, batch_sizes: tuple[int, ...]) -> None:
+        self.registry = CollectorRegistry()
+        registry = self.registry
+        ProcessCollector(registry=registry)
+        self._received = Counter(
+            "surgseg_frames_received", "Frames that arrived.", ["stream"], registry=registry
+        )
+        self._segmented = Counter(
+            "surgseg_frames_segmented", "Frames that got a mask.", ["stream"], registry=registry
+        )
+        self._dropped = Counter(
+            "surgseg_frames_dropped",
+            "Frames that never reached the model, by cause.",
+            ["stream", "reason"],
+            registry=registry,
+        )
+        self._skipped = Counter(
+            "surgseg_viewer_skipped", "Masks that a slow viewer did not get.", ["stream"], registry=registry
+        )
+        self._fps = Gauge(
+            "surgseg_stream_fps",
+            f"Masks per second over the last {FPS_WINDOW_S:g} s.",
+            ["stream"],
+            registry=registry,
+        )
+        self._stage_s = Histogram(
+            "surgseg_stage_seconds",
+            "Time of one frame in each stage.",
+            ["stage"],
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self._frame_s = Histogram(
+            "surgseg_frame_seconds",
+            "Time from a frame's arrival until its mask is encoded.",
+            ["stream"],
+            buckets=BUCKETS_S,
+            registry=registry,
+        )
+        self._streams = Gauge("surgseg_streams", "Streams open now.", registry=registry)
+        self._batch_size = Histogram(
+            "surgseg_batch_size", "Frames per inference.", buckets=batch_sizes, registry=registry
+        )
+        self._model = Info("surgseg_model", "The model that is served.", registry=registry)
+        self._ready = Gauge("surgseg_ready", "1 while a recent inference has succeeded.", registry=registry)
+        self._stages = {stage: self._stage_s.labels(stage) for stage in Stage}
+
+    def describe_model(self, **labels: str) -> None:
+        """Set the labels of `surgseg_model_info`."""
+        self._model.info(labels)
+
+    def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
+        """Ask `is_ready` at every scrape for `surgseg_ready`."""
+        self._ready.set_function(is_ready)
+
+    def watch_streams(self, count: Callable[[], int]) -> None:
+        """Ask `count` at every scrape for `surgseg_streams`."""
+        self._streams.set_function(count)
+
+    def observe_batch(self, size: int) -> None:
+        """Count one inference over `size` frames (padding left out)."""
+        self._batch_size.observe(size)
+
+    def observe_stage(self, stage: Stage, seconds: float) -> None:
+        """Add one duration to `surgseg_stage_seconds`."""
+        self._stages[stage].observe(seconds)
+
+    def meter_stream(self, label: str) -> StreamMeter:
+        """The counters of one slot, all present from the start so that the first increase is seen as one."""
+        return StreamMeter(
+            label=label,
+            received=self._received.labels(label),
+            segmented=self._segmented.labels(label),
+            dropped={reason: self._dropped.labels(label, reason) for reason in DropReason},
+            skipped=self._skipped.labels(label),
+            frame_s=self._frame_s.labels(label),
+            fps=self._fps,
+            telemetry=self,
+        )
+
+    def render(self) -> tuple[bytes, str]:
+        """The metrics in Prometheus' text format, and its content type."""
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+
+
+class StreamMeter:
+    """Counts one stream. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        *,
+        label: str,
+        received: Counter,
+        segmented: Counter,
+        dropped: dict[DropReason, Counter],
+        skipped: Counter,
+        frame_s: Histogram,
+        fps: Gauge,
+        telemetry: Telemetry,
+    ) -> None:
+        self._label = label
+        self._received = received
+        self._segmented = segmented
+        self._dropped = dropped
+        self._skipped = skipped
+        self._frame_s = frame_s
+        self._fps = fps
+        self._telemetry = telemetry
+        self._lock = threading.Lock()
+        self._segmented_at: deque[float] = deque()
+        fps.labels(label).set_function(self.measure_fps)
+
+    def count_received(self) -> None:
+        self._received.inc()
+
+    def count_segmented(self, timeline: Timeline) -> None:
+        """Count a mask and the time its frame took."""
+        self._segmented.inc()
+        self._frame_s.observe(timeline.total_s)
+        for stage, seconds in timeline.durations_s().items():
+            self._telemetry.observe_stage(stage, seconds)
+        with self._lock:
+            self._segmented_at.append(timeline.ended_at)
+            self._forget(timeline.ended_at)
+
+    def count_dropped(self, reason: DropReason) -> None:
+        self._dropped[reason].inc()
+
+    def count_skipped(self) -> None:
+        self._skipped.inc()
+
+    def measure_fps(self) -> float:
+        """Masks per second over the last `FPS_WINDOW_S`; falls to 0 when the stream stalls."""
+        with self._lock:
+            self._forget(time.monotonic())
+            return len(self._segmented_at) / FPS_WINDOW_S
+
+    def close(self) -> None:
+        """Take the fps gauge away; the counters stay."""
+        self._fps.remove(self._label)
+
+    def _forget(self, now: float) -> None:
+        while self._segmented_at and self._segmented_at[0] <= now - FPS_WINDOW_S:
+            self._segmented_at.popleft()
+
+
+def set_up_logging(level: str) -> None:
+    """Log to standard error, one line an event: time, level, logger, message."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # One line for each connection of uvicorn would drown ours; its warnings and errors stay.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
+        logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))

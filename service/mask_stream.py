@@ -41,6 +41,7 @@ _LOG = logging.getLogger(__name__)
 _JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 _QUIET_S = 2.0  # a live stream's last frames may be dropped: so long we wait for an answer to them
+_WINDOW = 16  # frames of mode `every` on their way at once: enough to keep a far service busy
 _GOING_AWAY = 1001
 _NORMAL = 1000
 
@@ -63,8 +64,8 @@ class MaskStream:
     """An open stream. One thread may push while another reads; a third thread, its own, receives.
 
     Unread answers are bounded by `capacity`. In mode `latest` the oldest gives way and is counted in
-    `unread`; in mode `every` none may be lost, so `push` waits while `capacity` frames are unanswered or
-    unread, and raises StreamError when nobody reads for `timeout_s`. The stream therefore cannot lock up.
+    `unread`; in mode `every` none may be lost, so `push` waits while too many frames are unanswered or
+    unread, and raises StreamError when nobody answers or reads for `timeout_s`: the stream cannot lock up.
     """
 
     def __init__(
@@ -184,11 +185,15 @@ class MaskStream:
         if self._mode != "every":
             return
         has_room = self._changed.wait_for(
-            lambda: self._is_over or self._pushed - self._settled + len(self._answers) < self._capacity,
+            lambda: self._is_over or (self._unanswered < _WINDOW and len(self._answers) < self._capacity),
             self._timeout_s,
         )
         if not has_room:
-            raise self._silent() if len(self._answers) < self._capacity // 2 else self._unread()
+            raise self._unread() if len(self._answers) >= self._capacity else self._silent()
+
+    @property
+    def _unanswered(self) -> int:
+        return self._pushed - self._settled
 
     def _raise_if_over(self) -> None:
         if self._failure:
@@ -263,9 +268,8 @@ class MaskStream:
         )
 
     def _silent(self) -> StreamError:
-        waiting = self._pushed - self._settled
         return StreamError(
-            f"{self._url} has left {waiting} frames unanswered for {self._timeout_s:g} s.",
+            f"{self._url} has left {self._unanswered} frames unanswered for {self._timeout_s:g} s.",
             "an answer to every frame",
             "Check the service's load and its log.",
         )

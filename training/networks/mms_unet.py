@@ -1,9 +1,10 @@
-"""The network of Min-Max Similarity (arXiv 2203.15177, and its released architecture): a Res2Net-101 U-Net.
+"""The network of Min-Max Similarity (arXiv 2203.15177): a Res2Net-101 U-Net.
 
 Encoder: Res2Net-101 v1b 26w x 4s (timm `res2net101d`), conv1 and layers 1 to 3 only, strides 2 to 16, channels 64, 256,
-512, 1024. Decoder: bilinear x2, then two blocks of 3x3 convolution, BatchNorm and LeakyReLU, widths 512, 512, 256, 256,
-64, 64; a 1x1 head; a last bilinear x2. Deviation: every upsampling goes to the exact size of the next finer map, so
-any input size works, and there are C >= 2 logits instead of one.
+512, 1024. Decoder, three times: bilinear x2, a block to the skip's channels, concatenation with the skip, a block;
+a block is two (3x3 convolution, BatchNorm, LeakyReLU). A 1x1 head; a last bilinear x2. Deviations: every upsampling
+goes to the exact size of the next finer map, so any input size works; convolutions before BatchNorm have no bias; there
+are C >= 2 logits instead of one.
 """
 
 from __future__ import annotations
@@ -13,16 +14,14 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-DECODER_WIDTHS = (512, 256, 64)
 
-
-def _double_conv(channels: int, width: int) -> nn.Sequential:
+def _block(channels: int, middle: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        nn.Conv2d(channels, middle, 3, padding=1, bias=False),
+        nn.BatchNorm2d(middle),
         nn.LeakyReLU(inplace=True),
-        nn.Conv2d(width, width, 3, padding=1, bias=False),
-        nn.BatchNorm2d(width),
+        nn.Conv2d(middle, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
         nn.LeakyReLU(inplace=True),
     )
 
@@ -35,13 +34,14 @@ class MmsUNet(nn.Module):
         self.encoder = timm.create_model(
             encoder, features_only=True, out_indices=(0, 1, 2, 3), pretrained=False
         )
-        fine_to_coarse = self.encoder.feature_info.channels()
-        channels, blocks = fine_to_coarse[-1], []
-        for skip, width in zip(reversed(fine_to_coarse[:-1]), DECODER_WIDTHS, strict=True):
-            blocks.append(_double_conv(channels + skip, width))
-            channels = width
-        self.decoder = nn.ModuleList(blocks)
-        self.classify = nn.Conv2d(channels, classes, 1)
+        *skips, channels = self.encoder.feature_info.channels()
+        skips.reverse()
+        widths = [channels, *skips]
+        self.reduce = nn.ModuleList(
+            _block(wide, wide, skip) for wide, skip in zip(widths, skips, strict=False)
+        )
+        self.merge = nn.ModuleList(_block(2 * skip, skip, skip) for skip in skips)
+        self.classify = nn.Conv2d(skips[-1], classes, 1)
 
     def features(self, images_nchw: Tensor) -> list[Tensor]:
         """Encoder maps at strides 2, 4, 8 and 16: `(N, C_i, H / s_i, W / s_i)`."""
@@ -51,9 +51,9 @@ class MmsUNet(nn.Module):
     def head(self, features: list[Tensor], size: tuple[int, int]) -> Tensor:
         """Logits `(N, C, *size)` from the maps of `features`."""
         merged = features[-1]
-        for block, skip in zip(self.decoder, reversed(features[:-1]), strict=True):
+        for reduce, merge, skip in zip(self.reduce, self.merge, reversed(features[:-1]), strict=True):
             merged = functional.interpolate(merged, skip.shape[2:], mode="bilinear", align_corners=False)
-            merged = block(torch.cat([merged, skip], dim=1))
+            merged = merge(torch.cat([skip, reduce(merged)], dim=1))
         return functional.interpolate(self.classify(merged), size, mode="bilinear", align_corners=False)
 
     def forward(self, images_nchw: Tensor) -> Tensor:

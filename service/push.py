@@ -208,8 +208,8 @@ def _read_until(stream: MaskStream, due_at: float, take: Callable[[MaskMessage],
     for message in stream.arrived():
         take(message)
     while (left_s := due_at - time.monotonic()) > 0:
-        message = stream.receive(timeout_s=left_s)
-        if message is not None:
-            take(message)
+        late = stream.receive(timeout_s=left_s)
+        if late is not None:
+            take(late)
         elif (left_s := due_at - time.monotonic()) > 0:
             time.sleep(left_s)  # the stream has ended, which the next push will say

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -43,6 +44,7 @@ class Trainer:
         self.folder = folder
         self.command = command or shlex.join(["surgseg-train", *sys.argv[1:]])
         self.device = choose_device(recipe.device)
+        torch.set_num_threads(len(os.sched_getaffinity(0)))  # torch's own default leaves hyper-threads idle
         self.training_pools = open_pools(recipe.labeled)
         self.validation_pools = open_pools(recipe.validation)
         self.split_hash = _hash_pools(self.training_pools, self.validation_pools)
@@ -51,6 +53,7 @@ class Trainer:
             recipe.method_name, recipe.method_options, recipe.network, len(recipe.classes)
         ).to(self.device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
+        self.commit = read_commit()  # now: the checkout may move on while this process trains
         self.step = 0
         self.best_dice = -1.0
 
@@ -143,7 +146,7 @@ class Trainer:
             "random": torch.get_rng_state(),
             "best_dice": self.best_dice,
         }
-        return Checkpoint(self.recipe, self.command, read_commit(), self.split_hash, self.step, dice, state)
+        return Checkpoint(self.recipe, self.command, self.commit, self.split_hash, self.step, dice, state)
 
     def _log(self, board: SummaryWriter, values: dict[str, float], part: str) -> None:
         for name, value in values.items():

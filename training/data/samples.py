@@ -56,7 +56,8 @@ def read_labels(path: Path) -> Mask:
 def read_binary_mask(path: Path, known: tuple[int, ...]) -> Mask:
     """Instrument wherever the file is not 0. Raises DataError when it holds a value outside `known`."""
     labels = read_labels(path)
-    unknown = sorted(set(np.unique(labels).tolist()) - set(known))
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    unknown = sorted(set(present) - set(known))
     if unknown:
         raise DataError(
             f"{path} holds the unknown values {unknown[:5]}.",

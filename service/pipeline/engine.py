@@ -18,7 +18,7 @@ from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
 from service.telemetry import Telemetry
 
-# A wrong layout, precision or normalisation moves far more than one label in a thousand; rounding moves fewer.
+# A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
 GOLDEN_AGREEMENT = 0.999
 
 
@@ -63,13 +63,14 @@ class Engine:
         self._worker = Worker("surgseg-engine", self._work, self._fail)
         self.last_success_at = float("-inf")
 
-    def start(self) -> BackendInfo:
-        """Open the backend, warm every batch size, compare the golden picture; returns when all that is done.
+    def start(self) -> Future[BackendInfo]:
+        """Begin to open the backend, warm every batch size and compare the golden picture.
 
-        Raises BundleError or BackendError, or whatever else the runtime raised.
+        The result is there when all that is done; it raises BundleError, BackendError, or whatever else the
+        runtime raised.
         """
         self._worker.start()
-        return self._opened.result()
+        return self._opened
 
     def stop(self, timeout_s: float) -> bool:
         """Wait until the backend is closed, after the waiting room was; False when that took too long."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from service.backends.base import available_cores
 from service.contract.geometry import FitRule, Image
 from service.contract.masks import MaskFormat
 from service.contract.model_card import InputSize
 from service.errors import UnavailableError
-from service.frames import DecodedFrame, DropReason, SegmentedFrame
+from service.frames import DecodedFrame, DropReason, Frame, SegmentedFrame, Stage, Timeline
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.waiting_room import WaitingRoom
@@ -23,17 +23,11 @@ from service.streams.reader import prepare_frame
 _GRACE_S = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class SegmentedPicture:
-    """A posted picture, `image_hwc` uint8 RGB at source size, and its mask at the model's."""
-
-    image_hwc: Image
-    segmented: SegmentedFrame
-
-
 class ImageRequests:
-    """All posted pictures. They wait in as many lanes as a batch has places, so together they take as many turns
-    as that many live streams, however many requests there are.
+    """All posted pictures.
+
+    They wait in as many lanes as a batch has places, so together they take as many turns as that many live
+    streams, however many requests there are.
 
     `max_requests` are worked on at once; more are refused. A few are decoded at once, which bounds memory.
     """
@@ -79,25 +73,18 @@ class ImageRequests:
         finally:
             self._admissions.release()
 
-    def segment(self, data: bytes, arrived_at: float) -> SegmentedPicture:
-        """Decode a picture and wait for its mask; blocks. `arrived_at` is when its bytes had come.
+    def segment(
+        self, data: bytes, arrived_at: float, encode: Callable[[Image, SegmentedFrame], bytes]
+    ) -> tuple[bytes, Timeline]:
+        """Decode a picture, wait for its mask, encode the answer; blocks.
 
-        Raises InvalidPictureError, PayloadTooLargeError, or UnavailableError when it could not run in time.
+        `arrived_at` is when its bytes had come. `encode` gets the picture, uint8 RGB `(H, W, 3)` at source
+        size, and the mask at the model's. Raises InvalidPictureError, PayloadTooLargeError, or
+        UnavailableError when it could not run in time.
         """
         sequence = self.ledger.receive()
-        lane_id = self.lane_ids[sequence % len(self.lane_ids)]
         try:
-            with self._decoders:
-                image_hwc = decode_picture(data, max_pixels=self._max_pixels)
-                decoded = DecodedFrame(image_hwc, None, sequence, arrived_at=arrived_at)
-                frame = prepare_frame(
-                    decoded,
-                    stream_id=lane_id,
-                    sequence=sequence,
-                    input_size=self._input_size,
-                    fit_rule=self._fit_rule,
-                    wait_limit_s=self._wait_limit_s,
-                )
+            image_hwc, frame = self._decode(data, arrived_at, sequence)
         except BaseException:
             self.ledger.drop(DropReason.UNDECODABLE)
             raise
@@ -106,22 +93,33 @@ class ImageRequests:
             self._answers[sequence] = answer
         if drop := self._room.offer(frame):
             self.drop(drop)
-        return SegmentedPicture(image_hwc, self._wait(answer))
+        segmented = self._wait(answer)
+        try:
+            payload = encode(image_hwc, segmented)
+            frame.timeline.mark(Stage.ENCODE, time.monotonic())
+        finally:
+            self.ledger.segment(frame.timeline)
+        return payload, frame.timeline
 
     def formats(self) -> Iterable[MaskFormat]:
-        """See `Audience.formats`: none, for each request encodes its own mask and must not hold up streams."""
+        """See `Audience.formats`: none, for each request encodes its own mask and holds up nobody."""
         return ()
 
     def deliver(self, segmented: SegmentedFrame, payloads: Mapping[MaskFormat, bytes]) -> None:
-        """See `Audience.deliver`."""
-        self.ledger.segment(segmented.frame.timeline)
+        """See `Audience.deliver`. The request counts its frame when it has encoded the mask."""
         self._room.finish(segmented.frame.stream_id)
-        self._pop(segmented.frame.sequence).set_result(segmented)
+        answer = self._pop(segmented.frame.sequence)
+        if answer.set_running_or_notify_cancel():
+            answer.set_result(segmented)
+        else:
+            self.ledger.segment(segmented.frame.timeline)
 
     def drop(self, drop: Drop) -> None:
         """Count a picture that will not run and tell its request why."""
         self.ledger.drop(drop.reason)
-        self._pop(drop.frame.sequence).set_exception(_unavailable(drop.reason))
+        answer = self._pop(drop.frame.sequence)
+        if answer.set_running_or_notify_cancel():
+            answer.set_exception(_unavailable(drop.reason))
 
     def close(self) -> None:
         """Refuse what still waits."""
@@ -134,11 +132,26 @@ class ImageRequests:
         with self._lock:
             return self._answers.pop(sequence)
 
+    def _decode(self, data: bytes, arrived_at: float, sequence: int) -> tuple[Image, Frame]:
+        with self._decoders:
+            image_hwc = decode_picture(data, max_pixels=self._max_pixels)
+            frame = prepare_frame(
+                DecodedFrame(image_hwc, None, arrived_at=arrived_at),
+                stream_id=self.lane_ids[sequence % len(self.lane_ids)],
+                sequence=sequence,
+                input_size=self._input_size,
+                fit_rule=self._fit_rule,
+                wait_limit_s=self._wait_limit_s,
+            )
+        return image_hwc, frame
+
     def _wait(self, answer: Future[SegmentedFrame]) -> SegmentedFrame:
         try:
             return answer.result(self._wait_limit_s + _GRACE_S)
         except TimeoutError as error:
-            raise _unavailable(DropReason.DEADLINE) from error
+            if answer.cancel():
+                raise _unavailable(DropReason.DEADLINE) from error
+            return answer.result()
 
 
 def _unavailable(reason: DropReason) -> UnavailableError:

@@ -20,8 +20,9 @@ from service.streams.pushed import PushedPicture, PushedPictures
 class PushedStream:
     """A stream of pictures that one client pushes. Any thread may call any method.
 
-    `on_undecodable(sequence, error)`, `on_room` and `on_failure` are called in the reader's thread. It keeps
-    its place (and its label) until every frame of it is accounted for, which may be just after `close`.
+    `on_undecodable(sequence, error)` and `on_room` are called in the reader's thread, `on_failure` in any.
+    It keeps its place (and its label) until every frame of it is accounted for, which may be just after
+    `close`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class PushedStream:
 
     def start(self, read: Callable[[], None]) -> None:
         """Run `read`, the reader of this stream's source, in a thread that ends with the stream."""
-        self._reader = Worker(f"surgseg-reader-{self.id}", read, self._fail)
+        self._reader = Worker(f"surgseg-reader-{self.id}", read, self.fail)
         self._reader.start()
 
     def push(self, data: bytes, captured_at_us: int) -> int:
@@ -118,6 +119,13 @@ class PushedStream:
         """Count a frame that an unexpected error in the reader took away."""
         self.ledger.drop(DropReason.UNDECODABLE)
 
+    def fail(self, error: BaseException) -> None:
+        """Tell the stream's owner that it cannot go on; the owner closes it."""
+        if not isinstance(error, SurgsegError):
+            found = f"Stream {self.id} failed: {error.__class__.__name__}: {error}."
+            error = StreamError(found, "a picture", "Report this with the service's log.")
+        self._on_failure(error)
+
     def close(self) -> None:
         """End the stream; frames that wait are dropped as closed, frames at the engine end unseen."""
         with self._lock:
@@ -136,9 +144,3 @@ class PushedStream:
     def _refuse(self, picture: PushedPicture, error: SurgsegError) -> None:
         self.ledger.drop(DropReason.UNDECODABLE)
         self._on_undecodable(picture.sequence, error)
-
-    def _fail(self, error: BaseException) -> None:
-        if not isinstance(error, SurgsegError):
-            found = f"The reader of stream {self.id} failed: {error.__class__.__name__}: {error}."
-            error = StreamError(found, "a picture", "Report this; the other streams go on.")
-        self._on_failure(error)

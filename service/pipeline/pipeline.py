@@ -6,6 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from service.backends.base import Backend
 from service.contract.bundle import Bundle
@@ -20,6 +21,10 @@ from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
 from service.streams.reader import Reader
 from service.telemetry import IMAGES_LABEL, Telemetry
+
+_STARTING = "The model is being loaded."
+_ENDING = "The service is shutting down."
+_FAILED = "The inference engine has failed."
 
 
 class Pipeline:
@@ -57,7 +62,7 @@ class Pipeline:
         self._streams: dict[str, PushedStream] = {}
         self._free_slots = set(range(1, settings.max_streams + 1))
         self._numbers = itertools.count(1)
-        self._refusal: str | None = "The model is being loaded."
+        self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
         self.images = ImageRequests(
             ledger=Ledger(telemetry.meter_stream(IMAGES_LABEL), on_settled=lambda: None),
@@ -72,18 +77,18 @@ class Pipeline:
         telemetry.watch_readiness(self.is_ready)
         telemetry.watch_streams(lambda: len(self._streams))
 
-    def start(self) -> BackendInfo:
-        """Open and prove the backend; returns when the first frame may come. Blocks, for minutes at worst.
+    def start(self) -> Future[BackendInfo]:
+        """Begin to open and prove the backend; the result is there when the first frame may come.
 
-        Raises BundleError or BackendError.
+        It may take minutes, and raises BundleError or BackendError.
         """
         self._publisher.start()
-        self.backend = self._engine.start()
-        self._refusal = None
-        return self.backend
+        opened = self._engine.start()
+        opened.add_done_callback(self._open)
+        return opened
 
     def is_ready(self) -> bool:
-        """Whether a frame would be served now: started, not draining, and an inference has succeeded lately."""
+        """Whether a frame would be served now: started, not draining, an inference succeeded lately."""
         age_s = time.monotonic() - self._engine.last_success_at
         return self._refusal is None and self._failure is None and age_s <= self._settings.ready_window_s
 
@@ -139,7 +144,7 @@ class Pipeline:
 
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
-        self._refusal = "The service is shutting down."
+        self._refusal = _ENDING
 
     def stop(self, timeout_s: float) -> bool:
         """Close every stream, then engine and publisher; False when a thread did not end in time."""
@@ -149,6 +154,11 @@ class Pipeline:
         self.images.close()
         self._room.close()
         return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
+
+    def _open(self, opened: Future[BackendInfo]) -> None:
+        if opened.exception() is None and self._refusal == _STARTING:
+            self.backend = opened.result()
+            self._refusal = None
 
     def _make_reader(self, stream: PushedStream) -> Reader:
         return Reader(
@@ -180,5 +190,7 @@ class Pipeline:
             if self._failure is not None:
                 return
             self._failure = error
-        self._refusal = "The inference engine has failed."
+        self._refusal = _FAILED
         self._on_fatal(error)
+        for stream in self.streams():
+            stream.fail(error)

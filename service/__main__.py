@@ -1,0 +1,43 @@
+"""surgseg serve | segment | stream | bench. Each command's module is imported only when it is chosen."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from service.errors import SurgsegError
+
+_COMMANDS = {
+    "serve": ("service.app", "run_server", "serve masks over HTTP and WebSocket"),
+    "segment": ("service.offline", "run", "segment pictures, folders and videos without a service"),
+    "stream": ("service.push", "run", "push a video file to a running service"),
+    "bench": ("service.benchmark", "run", "measure the pipeline on a real video"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; gives the exit code: 2 after an error that the user can mend, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="surgseg", description="Surgical video in, instrument masks out.")
+    parser.add_argument("--version", action="version", version=f"surgseg {version('surgseg')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module_name, _, summary) in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=f"surgseg {name}: {summary}.")
+        if name in given[:1]:
+            importlib.import_module(module_name).add_arguments(command)
+    chosen = parser.parse_args(given)
+    module_name, function_name, _ = _COMMANDS[chosen.command]
+    try:
+        return int(getattr(importlib.import_module(module_name), function_name)(chosen))
+    except SurgsegError as error:
+        print(f"surgseg {chosen.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Request bodies from strangers: bounded while they are read, raw or multipart."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from starlette.datastructures import Headers, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from service.errors import InvalidRequestError, PayloadTooLargeError, SurgsegError
+
+_FIELD = "file"
+
+
+async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) -> bytes:
+    """The picture's bytes: the body itself, or the part `file` of a multipart form.
+
+    Raises PayloadTooLargeError as soon as the limit is passed, InvalidRequestError for an empty body, for a
+    form without that part, and for a body that takes longer than `timeout_s`.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            body = await _read_body(request, max_body_bytes)
+    except TimeoutError as error:
+        found = f"The body had not arrived after {timeout_s:g} s."
+        raise InvalidRequestError(found, "a whole picture", "Send it again.") from error
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        body = await _take_part(request.headers, body)
+    if not body:
+        raise InvalidRequestError(
+            "The body is empty.", "the bytes of a JPEG or PNG picture", "curl --data-binary @frame.jpg URL"
+        )
+    return body
+
+
+async def _read_body(request: Request, max_body_bytes: int) -> bytes:
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > max_body_bytes:
+        raise _too_large(f"The body has {announced} bytes.", max_body_bytes)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+        if size_bytes > max_body_bytes:
+            raise _too_large(f"The body has more than {max_body_bytes} bytes.", max_body_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def _take_part(headers: Headers, body: bytes) -> bytes:
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(headers, whole(), max_files=1, max_fields=8)
+    parser.spool_max_size = len(body) + 1  # the body is in memory already: no detour over a temporary file
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, ValueError) as error:
+        raise _bad_form(f"The multipart body cannot be read: {error}.") from error
+    try:
+        part = form.get(_FIELD)
+        if not isinstance(part, UploadFile):
+            raise _bad_form(f"The form has the parts {sorted(form)}.")
+        return await part.read()
+    finally:
+        await form.close()
+
+
+def _bad_form(found: str) -> SurgsegError:
+    return InvalidRequestError(found, f"one file part named {_FIELD!r}", f"curl -F {_FIELD}=@frame.jpg URL")
+
+
+def _too_large(found: str, max_body_bytes: int) -> PayloadTooLargeError:
+    return PayloadTooLargeError(
+        found, f"at most {max_body_bytes}", "Send a smaller picture, or raise SURGSEG_MAX_BODY_BYTES."
+    )

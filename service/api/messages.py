@@ -1,0 +1,86 @@
+"""What we say on the wire: answers, events, problem documents, Server-Timing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from service.contract.model_card import ModelCard
+from service.errors import SurgsegError
+from service.frames import Timeline
+from service.pipeline.live_stream import PushedStream
+from service.pipeline.subscription import Answer
+from service.wire import PROTOCOL_VERSION, MaskHeader, describe_error, pack_event, pack_mask
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+_MAX_REASON_BYTES = 123  # what a WebSocket close frame has room for
+
+
+def pack_answer(answer: Answer, stream: PushedStream, mask_format: str, skipped: int) -> bytes:
+    """The binary message of one mask; `received` and `dropped` are the stream's counts of this instant."""
+    frame = answer.segmented.frame
+    header = MaskHeader(
+        sequence=frame.sequence,
+        captured_at_us=frame.captured_at_us,
+        pts_s=frame.pts_s,
+        width=frame.fit.source_width,
+        height=frame.fit.source_height,
+        mask=mask_format,
+        latency_ms=measure_ms(frame.timeline),
+        dropped={reason.value: count for reason, count in stream.ledger.dropped.items()},
+        received=stream.ledger.received,
+        skipped=skipped,
+    )
+    return pack_mask(header, answer.payload)
+
+
+def pack_ready(card: ModelCard, stream: PushedStream, mask_format: str) -> str:
+    """The first event of a stream: who answers, with what classes, at what size, and on what terms."""
+    return pack_event(
+        "ready",
+        protocol_version=PROTOCOL_VERSION,
+        stream=stream.id,
+        model={"name": card.name, "version": card.version},
+        classes=[info.model_dump(mode="json") for info in card.classes],
+        input_size=card.input_size.model_dump(),
+        codec=stream.codec,
+        mask=mask_format,
+        mode=stream.mode.value,
+    )
+
+
+def pack_error(error: SurgsegError, *, is_fatal: bool, sequence: int | None = None) -> str:
+    """An `error` event. `fatal`: the stream ends with it; `sequence` names the frame, where there is one."""
+    named = {} if sequence is None else {"sequence": sequence}
+    return pack_event("error", **describe_error(error), fatal=is_fatal, **named)
+
+
+def pack_closing(reason: str) -> str:
+    """The last event before the service closes a stream of its own accord."""
+    return pack_event("closing", reason=reason)
+
+
+def measure_ms(timeline: Timeline) -> dict[str, float]:
+    """Milliseconds per stage, as the wire names them."""
+    return {stage.value: round(seconds * 1000, 3) for stage, seconds in timeline.durations_s().items()}
+
+
+def server_timing(timeline: Timeline) -> str:
+    """The value of a Server-Timing header: every stage and their total, in milliseconds."""
+    durations = {**measure_ms(timeline), "total": round(timeline.total_s * 1000, 3)}
+    return ", ".join(f"{name};dur={value}" for name, value in durations.items())
+
+
+def shorten_reason(text: str) -> str:
+    """The text, cut to what a WebSocket close frame can carry."""
+    return text.encode()[:_MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def answer_problem(error: SurgsegError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An RFC 9457 problem document."""
+    problem: dict[str, Any] = {"type": f"urn:surgseg:problem:{error.slug}", **describe_error(error)}
+    return JSONResponse(
+        problem, status_code=error.status, media_type=PROBLEM_MEDIA_TYPE, headers=dict(headers or {})
+    )

@@ -1,0 +1,86 @@
+"""WebSocket `/v1/stream`: pictures in, masks out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from fastapi import APIRouter, WebSocket, WebSocketDisconnect
+
+from service.api.messages import pack_error, shorten_reason
+from service.api.stream_session import StreamSession
+from service.contract.masks import MASK_FORMATS, MaskFormat
+from service.errors import InvalidRequestError, SurgsegError, UnavailableError
+from service.pipeline.latest_frames import Mode
+from service.pipeline.pipeline import Pipeline
+from service.wire import CODECS, MODES
+
+router = APIRouter()
+
+POLICY_VIOLATION = 1008
+INTERNAL_ERROR = 1011
+TRY_AGAIN_LATER = 1013
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """The query of `/v1/stream`."""
+
+    codec: str
+    mask_format: MaskFormat
+    mode: Mode
+
+    @classmethod
+    def parse(cls, query: Mapping[str, str]) -> StreamOptions:
+        """Raises InvalidRequestError that lists what is supported."""
+        codec = _choose(query, "codec", "jpeg", CODECS)
+        mask_format = _choose(query, "mask", "png", MASK_FORMATS)
+        mode = _choose(query, "mode", "latest", MODES)
+        return cls(codec, cast(MaskFormat, mask_format), Mode(mode))
+
+
+@router.websocket("/v1/stream")
+async def stream(websocket: WebSocket) -> None:
+    """Accept first, and refuse inside: a browser shows a script no other reason than a close frame's."""
+    await websocket.accept()
+    pipeline: Pipeline = websocket.app.state.pipeline
+    try:
+        options = StreamOptions.parse(websocket.query_params)
+        session = StreamSession(
+            websocket,
+            pipeline,
+            codec=options.codec,
+            mask_format=options.mask_format,
+            mode=options.mode,
+            draining=websocket.app.state.draining,
+            drain_timeout_s=websocket.app.state.settings.drain_timeout_s,
+        )
+    except SurgsegError as error:
+        await _refuse(websocket, error)
+        return
+    await session.run()
+
+
+async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:
+    code = INTERNAL_ERROR
+    if isinstance(error, InvalidRequestError):
+        code = POLICY_VIOLATION
+    elif isinstance(error, UnavailableError):
+        code = TRY_AGAIN_LATER
+    try:
+        await websocket.send_text(pack_error(error, is_fatal=True))
+        await websocket.close(code, shorten_reason(error.found))
+    except WebSocketDisconnect:
+        pass  # it did not wait for the answer
+
+
+def _choose(query: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:
+    value = query.get(name, default)
+    if value not in allowed:
+        raise InvalidRequestError(
+            f"The {name} is {value!r}.",
+            f"one of {', '.join(allowed)}",
+            f"Open the stream with ?{name}={default}.",
+        )
+    return value

@@ -1,0 +1,250 @@
+"""The only place where the parts are built and joined, and the process that serves them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import anyio
+import uvicorn
+from fastapi import FastAPI, WebSocket
+from fastapi.staticfiles import StaticFiles
+
+from service.api import health, images, scene, sockets, streams
+from service.api.problems import install_problem_handlers
+from service.backends import open_backend
+from service.bundles import DEFAULT_BUNDLE
+from service.contract.bundle import open_bundle
+from service.errors import InvalidRequestError, SurgsegError
+from service.pipeline.pipeline import Pipeline
+from service.settings import Settings, load_settings
+from service.telemetry import Telemetry, set_up_logging
+
+_log = logging.getLogger("surgseg")
+_WEB = Path(__file__).parent / "web"
+_STOP_TIMEOUT_S = 5.0
+_FAILURE_TIMEOUT_S = 10.0
+_FAREWELL_S = 0.5
+_UNSENT_BYTES = 128 * 1024
+
+
+def create_app(
+    settings: Settings,
+    *,
+    on_ready: Callable[[], None] = lambda: None,
+    on_fatal: Callable[[BaseException], None] | None = None,
+) -> FastAPI:
+    """The whole service as an ASGI application. Raises BundleError when the bundle cannot be trusted.
+
+    The backend is opened once the application runs, off the event loop: until then /healthz answers, /readyz
+    and the rest say 503. `on_ready` is called on the event loop; `on_fatal` from any thread, when the
+    backend cannot be opened or has died. Without one, the process is ended: a service without an engine must
+    not linger.
+    """
+    bundle = open_bundle(settings.bundle or DEFAULT_BUNDLE)
+    telemetry = Telemetry(settings.batch_sizes)
+    fatal = on_fatal or _end_process
+    pipeline = Pipeline(
+        bundle,
+        lambda: open_backend(
+            settings.backend, bundle, batch_sizes=settings.batch_sizes, threads=settings.threads
+        ),
+        settings,
+        telemetry,
+        fatal,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(_start(pipeline, telemetry, on_ready, fatal))
+        yield
+        app.state.draining.set()
+        starting.cancel()
+        await asyncio.to_thread(pipeline.stop, _STOP_TIMEOUT_S)
+
+    app = FastAPI(
+        title="surgseg",
+        version=version("surgseg"),
+        summary="Surgical video in, masks out.",
+        lifespan=lifespan,
+    )
+    app.state.settings = settings
+    app.state.telemetry = telemetry
+    app.state.pipeline = pipeline
+    app.state.draining = asyncio.Event()
+    app.state.picture_threads = anyio.CapacityLimiter(settings.max_requests)
+    install_problem_handlers(app)
+    for part in (images, streams, sockets, health):
+        app.include_router(part.router)
+    if settings.scene:
+        app.include_router(scene.router)
+    app.add_api_websocket_route("/{path:path}", _refuse_socket)
+    app.mount("/", StaticFiles(directory=_WEB, html=True), name="web")
+    return app
+
+
+async def _refuse_socket(websocket: WebSocket) -> None:
+    """A WebSocket at an unknown address; static files know only HTTP."""
+    await websocket.close()
+
+
+async def _start(
+    pipeline: Pipeline,
+    telemetry: Telemetry,
+    on_ready: Callable[[], None],
+    on_fatal: Callable[[BaseException], None],
+) -> None:
+    try:
+        backend = await asyncio.wrap_future(pipeline.start())
+    except Exception as error:  # noqa: BLE001 - whatever the runtime raises, the process must say it and end
+        on_fatal(error)
+        return
+    card = pipeline.bundle.card
+    telemetry.describe_model(
+        name=card.name,
+        version=card.version,
+        network=card.network,
+        backend=backend.name,
+        precision=backend.precision,
+        sha256=pipeline.bundle.model_hash,
+    )
+    _log.info("%s %s on %s, %s", card.name, card.version, backend.name, backend.precision)
+    on_ready()
+
+
+def _end_process(error: BaseException) -> None:
+    _log.critical("%s", error)
+    os._exit(1)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, but a signal first drains: streams are finished and closed by us, with 1001 and a reason."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.failure: BaseException | None = None
+        self.is_ready = False
+        self.signal: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until a signal or a failure."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. Second: leave at once."""
+        if self.signal is not None:
+            self.force_exit = self.should_exit = True
+            return
+        self.signal = sig
+        self._end_soon()
+
+    def fail(self, error: BaseException) -> None:
+        """End the process because of `error`, from any thread; by force if it does not end in good time."""
+        self.failure = error
+        watchdog = threading.Timer(_FAILURE_TIMEOUT_S, os._exit, (1,))
+        watchdog.daemon = True
+        watchdog.start()
+        self._end_soon()
+
+    def _end_soon(self) -> None:
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._begin_ending)
+
+    def _begin_ending(self) -> None:
+        self._ending = self._ending or asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        app.state.pipeline.refuse_new()
+        app.state.draining.set()
+        timeout_s = app.state.settings.drain_timeout_s + 1.0 if self.failure is None else _FAREWELL_S
+        ends_at = time.monotonic() + timeout_s
+        while app.state.pipeline.streams() and time.monotonic() < ends_at:
+            await asyncio.sleep(0.01)
+        self.should_exit = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `surgseg serve`; each wins over its environment variable."""
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="bundle to serve (default: the shipped one)"
+    )
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port to listen on, 0 for a free one (default: 8000)")
+    parser.add_argument("--backend", metavar="NAME", help="inference runtime (default: auto)")
+
+
+def run_server(args: argparse.Namespace) -> int:
+    """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
+    settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
+    set_up_logging(settings.log_level)
+    listener = _listen(settings.host, settings.port)
+    with listener:
+        server = _make_server(settings, listener)
+        server.run(sockets=[listener])
+    if server.failure is not None:
+        if isinstance(server.failure, SurgsegError) and not server.is_ready:
+            raise server.failure
+        _log.critical("surgseg ends because its engine failed: %s", server.failure)
+        return 1
+    return 130 if server.signal == signal.SIGINT else 0
+
+
+def _make_server(settings: Settings, listener: socket.socket) -> _Server:
+    host, port = listener.getsockname()[:2]
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    def announce() -> None:
+        server.is_ready = True
+        _log.info("surgseg is ready at http://%s/", address)
+
+    app = create_app(settings, on_ready=announce, on_fatal=lambda error: server.fail(error))
+    server = _Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop" if sys.platform != "win32" else "asyncio",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=settings.max_body_bytes,
+            # Pictures and masks are compressed already; deflating them again costs time and memory.
+            ws_per_message_deflate=False,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=int(_STOP_TIMEOUT_S),
+        )
+    )
+    return server
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        raise InvalidRequestError(
+            f"Cannot listen on {host} port {port}: {error.strerror or error}.",
+            "an address of this machine and a free port",
+            "End what uses it, or choose another with --port (0 takes a free one).",
+        ) from error
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # Accepted sockets inherit it. What a slow viewer has not fetched then stays in its mailbox, where the
+        # newest wins, and not as megabytes of stale masks in the kernel's send buffer.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    return listener

@@ -69,11 +69,15 @@ def to_rle(mask_hw: Mask) -> dict[str, Any]:
 
 
 def from_rle(shapes: dict[str, Any]) -> Mask:
-    """The class ids `(H, W)` of what `to_rle` made."""
-    mask_hw = np.zeros(shapes["size"], np.uint8)
+    """The class ids `(H, W)` of what `to_rle` made. Raises ValueError when the runs do not fill the mask."""
+    height, width = shapes["size"]
+    mask_hw = np.zeros((height, width), np.uint8)
     for segment in shapes["segments"]:
-        decoded = coco.decode({"size": shapes["size"], "counts": segment["counts"].encode("ascii")})
-        mask_hw[decoded.astype(bool)] = segment["class_id"]
+        lengths = _read_lengths(segment["counts"])
+        if min(lengths, default=0) < 0 or sum(lengths) != height * width:
+            raise ValueError(f"the runs do not fill a mask of {width} x {height}")
+        is_inside = np.arange(len(lengths)) % 2 == 1
+        mask_hw.T[np.repeat(is_inside, lengths).reshape(width, height)] = segment["class_id"]
     return mask_hw
 
 
@@ -84,7 +88,9 @@ def to_polygons(mask_hw: Mask) -> dict[str, Any]:
     """
     polygons = []
     for class_id in _present(mask_hw):
-        found = cv2.findContours((mask_hw == class_id).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+        found = cv2.findContours(
+            (mask_hw == class_id).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE
+        )
         contours, hierarchy = found[-2], found[-1]
         for contour, links in zip(contours, hierarchy.reshape(-1, 4), strict=True):
             points = contour.reshape(-1, 2).tolist()
@@ -109,6 +115,28 @@ def from_polygons(shapes: dict[str, Any]) -> Mask:
         if is_last:
             mask_hw[shape_hw == 1] = polygon["class_id"]
     return mask_hw
+
+
+def _read_lengths(counts: str) -> list[int]:
+    """The lengths of the runs in a COCO string, outside first, down the columns.
+
+    A number is written in groups of five bits from the lowest up, one character each, offset by 48: 0x20 marks
+    that more follow, 0x10 in the last one a negative number. From the fourth on, a number is the difference to
+    the one two before.
+    """
+    lengths: list[int] = []
+    value = shift = 0
+    for byte in counts.encode("ascii"):
+        group = byte - 48
+        value |= (group & 0x1F) << shift
+        shift += 5
+        if group & 0x20:
+            continue
+        if group & 0x10:
+            value -= 1 << shift
+        lengths.append(value + lengths[-2] if len(lengths) > 2 else value)
+        value = shift = 0
+    return lengths
 
 
 def _present(mask_hw: Mask) -> list[int]:

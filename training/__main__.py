@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from service.errors import DataError, SurgsegError
+from training.evaluate import add_arguments
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,9 +39,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     run.set_defaults(action=_run)
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on labeled data")
     evaluate.add_argument("checkpoint", type=Path)
-    # the options are declared here too late for --help if training.evaluate were imported on use only
-    from training.evaluate import add_arguments
-
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
     return parser.parse_args(argv)

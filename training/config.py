@@ -176,6 +176,13 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         value = text
     *parents, key = dotted.strip().split(".")
     current: Any = table
-    for parent in parents:
-        current = current[int(parent)] if isinstance(current, list) else current.setdefault(parent, {})
-    current[key] = value
+    try:
+        for parent in parents:
+            current = current[int(parent)] if isinstance(current, list) else current.setdefault(parent, {})
+        current[key] = value
+    except (IndexError, ValueError, AttributeError, TypeError) as error:
+        raise DataError(
+            f"--set {override!r} leads nowhere: the recipe has no such table.",
+            "dotted keys",
+            "Check the recipe.",
+        ) from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from monai.metrics import compute_surface_dice
 
 from service.contract.geometry import Mask
 
@@ -38,6 +36,9 @@ def normalised_surface_distance(
 
     Mean over the foreground classes present in either mask; 1 where both are empty, 0 where only one is.
     """
+    import torch  # here, because these two take seconds and the command line must not
+    from monai.metrics import compute_surface_dice
+
     scores = []
     for class_id in range(1, classes):
         predicted, true = predicted_hw == class_id, true_hw == class_id

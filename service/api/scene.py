@@ -12,16 +12,18 @@ from typing import cast
 import cv2
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
+from service.api.messages import pack_closing, pack_error, shorten_reason
+from service.api.sockets import POLICY_VIOLATION, TRY_AGAIN_LATER
 from service.errors import InvalidRequestError, SurgsegError, UnavailableError
 from service.streams.synthetic import SyntheticScene
 from service.streams.synthetic_view import ViewShape
-from service.wire import PushedFrame, describe_error, pack_event, pack_frame
+from service.wire import PushedFrame, pack_frame
 
 router = APIRouter()
 
 MAX_SCENES = 4
 MAX_WIDTH, MAX_HEIGHT = 1920, 1080
-POLICY_VIOLATION, TRY_AGAIN_LATER = 1008, 1013
+GOING_AWAY = 1001
 
 _JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 88]
 
@@ -126,24 +128,30 @@ async def show_scene(websocket: WebSocket) -> None:
 async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:
     code = TRY_AGAIN_LATER if isinstance(error, UnavailableError) else POLICY_VIOLATION
     try:
-        await websocket.send_text(pack_event("error", **describe_error(error)))
-        await websocket.close(code)
+        await websocket.send_text(pack_error(error, is_fatal=True))
+        await websocket.close(code, shorten_reason(error.found))
     except (WebSocketDisconnect, RuntimeError):
         return
 
 
 async def _until_client_leaves(websocket: WebSocket, request: SceneRequest) -> None:
-    listening = asyncio.create_task(_listen(websocket))
-    showing = asyncio.create_task(_show(websocket, request))
+    """Show the scene until the client leaves or the service drains."""
+    draining: asyncio.Event = websocket.app.state.draining
+    tasks = [
+        asyncio.create_task(part) for part in (_show(websocket, request), _listen(websocket), draining.wait())
+    ]
     try:
-        await asyncio.wait((listening, showing), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in (listening, showing):
+        for task in tasks:
             task.cancel()
-        results = await asyncio.gather(listening, showing, return_exceptions=True)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
     for result in results:
         if isinstance(result, Exception):
             raise result
+    if draining.is_set():
+        await websocket.send_text(pack_closing("The service is shutting down."))
+        await websocket.close(GOING_AWAY)
 
 
 async def _listen(websocket: WebSocket) -> None:

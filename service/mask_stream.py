@@ -228,8 +228,7 @@ class MaskStream:
         arrived_at = time.monotonic()
         answer = _open_answer(message, arrived_at)
         with self._changed:
-            self._error = None
-            self._settled = answer.sequence
+            self._settled = max(self._settled, answer.sequence)
             if self._mode == "latest" and len(self._answers) >= self._capacity:
                 self._answers.popleft()
                 self.unread += 1
@@ -238,7 +237,7 @@ class MaskStream:
 
     def _take_event(self, event: dict[str, Any]) -> None:
         with self._changed:
-            if event["type"] == "error":
+            if event["type"] == "error" and event.get("fatal", True):
                 self._error = rebuild_error(event)
             if isinstance(event.get("sequence"), int):
                 self._settled = max(self._settled, event["sequence"])

@@ -171,6 +171,8 @@ class StreamSession:
                     if sender.done() or self._failure is not None:
                         break
                     await asyncio.sleep(0.005)
+        if sender.done():
+            return
         sender.cancel()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):

@@ -18,6 +18,7 @@ from service.wire import CODECS, MODES
 
 router = APIRouter()
 
+_PARAMETERS = ("codec", "mask", "mode")
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
@@ -34,6 +35,11 @@ class StreamOptions:
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> StreamOptions:
         """Raises InvalidRequestError that lists what is supported."""
+        for name in query:
+            if name not in _PARAMETERS:
+                raise InvalidRequestError(
+                    f"There is no parameter {name!r}.", f"some of {', '.join(_PARAMETERS)}", "Leave it out."
+                )
         codec = _choose(query, "codec", "jpeg", CODECS)
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)

@@ -62,7 +62,9 @@ const connection = new StreamConnection({
   },
   onAnswer(answer) {
     // One after another, so that a slow decode cannot let masks overtake each other.
-    showing = showing.then(() => show(answer)).catch((error) => panels.say(`A mask could not be drawn: ${error.message}`, "error"));
+    showing = showing
+      .then(() => show(answer))
+      .catch((error) => panels.say(`A mask could not be drawn: ${error.message}`, "error"));
   },
 });
 
@@ -159,8 +161,10 @@ function wire() {
   };
   element("full-screen").onclick = toggleFullScreen;
   document.addEventListener("keydown", pressKey);
-  // After a click with the mouse, Space shall pause and not press the same button again.
-  document.addEventListener("click", (click) => click.detail > 0 && click.target.closest("button")?.blur());
+  // After a click with the mouse, Space shall pause and not press the same control again.
+  document.addEventListener("click", (click) => {
+    if (click.detail > 0) click.target.closest("button, input[type=checkbox]")?.blur();
+  });
 }
 
 function toggleFullScreen() {

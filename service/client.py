@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -151,8 +152,25 @@ def _open_stream(
     """Connect, and wait for the service's `ready`. Raises the error that it answers with instead."""
     if capacity < 1:
         raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
+    with ExitStack() as stack:
+        socket = _connect(stack, url, timeout_s)
+        ready = _read_ready(socket, url, timeout_s)
+        return MaskStream(
+            socket,
+            stack.pop_all(),
+            ready,
+            url=url,
+            codec=codec,
+            mode=mode,
+            on_event=on_event,
+            capacity=capacity,
+            timeout_s=timeout_s,
+        )
+
+
+def _connect(stack: ExitStack, url: str, timeout_s: float) -> ClientConnection:
     try:
-        socket = connect(url, open_timeout=timeout_s, compression=None, max_size=None)
+        return stack.enter_context(connect(url, open_timeout=timeout_s, compression=None, max_size=None))
     except InvalidStatus as error:
         raise _read_refusal(url, error) from error
     except (OSError, WebSocketException) as error:
@@ -161,21 +179,6 @@ def _open_stream(
             "a running surgseg service",
             "Start it with `surgseg serve`, or check the address.",
         ) from error
-    try:
-        ready = _read_ready(socket, url, timeout_s)
-    except BaseException:
-        socket.close()
-        raise
-    return MaskStream(
-        socket,
-        ready,
-        url=url,
-        codec=codec,
-        mode=mode,
-        on_event=on_event,
-        capacity=capacity,
-        timeout_s=timeout_s,
-    )
 
 
 def _read_ready(socket: ClientConnection, url: str, timeout_s: float) -> dict[str, Any]:

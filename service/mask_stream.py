@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -66,11 +67,13 @@ class MaskStream:
     Unread answers are bounded by `capacity`. In mode `latest` the oldest gives way and is counted in
     `unread`; in mode `every` none may be lost, so `push` waits while too many frames are unanswered or
     unread, and raises StreamError when nobody answers or reads for `timeout_s`: the stream cannot lock up.
+    `socket` has said `ready`; `connection` is what closes it.
     """
 
     def __init__(
         self,
         socket: ClientConnection,
+        connection: ExitStack,
         ready: dict[str, Any],
         *,
         url: str,
@@ -83,6 +86,7 @@ class MaskStream:
         self.ready = ready
         self.unread = 0
         self._socket = socket
+        self._connection = connection
         self._url = url
         self._codec = codec
         self._mode = mode
@@ -175,7 +179,7 @@ class MaskStream:
         """Close the connection; masks that have not come yet are given up. Safe to call twice."""
         with self._changed:
             self._is_closing = True
-        self._socket.close()
+        self._connection.close()
         self._receiver.join(self._timeout_s)
 
     def _has_ended(self) -> bool:

@@ -14,8 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    disable_created_metrics,
+)
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from service.frames import DropReason, Stage, Timeline
@@ -27,6 +34,8 @@ BUCKETS_S = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.0167),
     *(0.02, 0.025, 0.0333, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0),
 )  # fmt: skip
+
+disable_created_metrics()  # a second series for every counter, which nobody looks at
 
 
 class Telemetry:
@@ -112,9 +121,10 @@ class Telemetry:
             telemetry=self,
         )
 
-    def render(self) -> tuple[bytes, str]:
-        """The metrics in Prometheus' text format, and its content type."""
-        return generate_latest(self.registry), CONTENT_TYPE_LATEST
+    def render(self, accept: str) -> tuple[bytes, str]:
+        """The metrics in the text format that suits an `Accept` header, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
 
 
 class StreamMeter:

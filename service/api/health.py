@@ -38,5 +38,5 @@ async def model(request: Request) -> ModelCard:
 @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     telemetry: Telemetry = request.app.state.telemetry
-    body, content_type = telemetry.render()
+    body, content_type = telemetry.render(request.headers.get("accept", ""))
     return Response(body, media_type=content_type)

@@ -155,8 +155,8 @@ def _open_container(path: Path) -> InputContainer:
     if path.stat().st_size == 0:
         raise StreamError(f"{path} is empty.", _EXPECTED, _REMEDY)
     try:
-        # file: keeps a path with a colon from being read as a network address
-        return av.open(f"file:{path}", metadata_errors="replace")
+        # a path with a colon is no network address, and a playlist may not lead to one
+        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise StreamError(f"{path} is not a video ({_reason(error)}).", _EXPECTED, _REMEDY) from error
 

@@ -256,7 +256,7 @@ def test_a_refused_handshake_is_one_clear_error(body: str, kind: type[SurgsegErr
     with (
         web_socket_server(until_closed, process_request=refuse) as url,
         Client(url) as client,
-        pytest.raises(kind, match="Full|HTTP 503"),
+        pytest.raises(kind, match=r"Full|HTTP 503"),
     ):
         client.stream()
 

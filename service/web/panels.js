@@ -46,8 +46,8 @@ export class Panels {
     if (topic === undefined || box.dataset.topic === topic) box.hidden = true;
   }
 
-  showState({ connection, isPaused, source }) {
-    const [name, text] = describeState(connection, isPaused, source);
+  showState(state) {
+    const [name, text] = describeState(state);
     element("state").dataset.state = name;
     if (element("state-text").textContent !== text) element("state-text").textContent = text;
   }
@@ -122,10 +122,11 @@ function formatMs(value) {
   return value < 9.95 ? value.toFixed(1) : value.toFixed(0);
 }
 
-function describeState(connection, isPaused, source) {
+function describeState({ connection, isPaused, source, fpsOut }) {
   if (connection === "waiting") return ["lost", "Reconnecting"];
   if (connection === "refused") return ["lost", "Refused"];
   if (source === null) return ["idle", "No source"];
   if (isPaused) return ["paused", "Paused"];
-  return connection === "ready" ? ["live", "Live"] : ["connecting", "Connecting"];
+  if (connection !== "ready") return ["connecting", "Connecting"];
+  return fpsOut > 0 ? ["live", "Live"] : ["idle", "Waiting for frames"];
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,17 @@ CHECKPOINT_VERSION = 1
 # ImageNet's channel means and deviations for pictures scaled to 0..1: what timm's encoders are built for.
 MEAN = (0.485, 0.456, 0.406)
 DEVIATION = (0.229, 0.224, 0.225)
+# what torch.load raises for a file that is truncated, foreign, or wants to run code
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    KeyError,
+    TypeError,
+    ValueError,
+    OSError,
+    zipfile.BadZipFile,
+)
 
 
 @dataclass
@@ -121,9 +133,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not path.is_file():
         raise DataError(f"There is no checkpoint {path}.", "a file", remedy)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # about foreign pickles, which we refuse anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["version"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(
             f"{path} is not a checkpoint ({reason}).", "a whole checkpoint file", remedy

@@ -120,6 +120,7 @@ def make_loader(batches: LabeledBatches, first_step: int, workers: int) -> DataL
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own: starting a loader must not advance the run's random state
         pin_memory=torch.cuda.is_available(),
     )
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from service.contract.model_card import ClassInfo, DataSource, InputSize
 from service.errors import DataError
 from training.config import Recipe, parse_table
+from training.method import Method
 from training.methods import build_method
-from training.methods.base import Method
 
 CHECKPOINT_VERSION = 1
 # ImageNet's channel means and deviations for pictures scaled to 0..1: what timm's encoders are built for.

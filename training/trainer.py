@@ -25,8 +25,8 @@ from training.config import OptimizerConfig, Recipe
 from training.data.batches import LabeledBatches, Pool, make_loader, open_pools
 from training.data.splits import hash_parts
 from training.evaluate import Evaluation, Predict, evaluate_samples
+from training.method import Batch, Method
 from training.methods import build_method
-from training.methods.base import Batch, Method
 from training.schedules import learning_rate_factor
 
 LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"

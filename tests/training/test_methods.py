@@ -10,8 +10,8 @@ import torch
 from service.errors import DataError
 from tests.training.small_runs import small_recipe
 from training.config import NetworkConfig
+from training.method import Batch, Method
 from training.methods import METHODS, build_method
-from training.methods.base import Batch, Method
 from training.trainer import make_optimizer
 
 NETWORK = NetworkConfig(

@@ -8,7 +8,7 @@ from typing import Any
 
 from service.errors import DataError
 from training.config import NetworkConfig
-from training.methods.base import Method
+from training.method import Method
 
 METHODS = {
     "supervised": "training.methods.supervised:Supervised",

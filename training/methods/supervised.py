@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from training.config import NetworkConfig
 from training.ema import WeightAverage
 from training.losses.segmentation import cross_entropy, soft_dice
-from training.methods.base import Batch, Method, MethodOptions
+from training.method import Batch, Method, MethodOptions
 from training.networks import build_network
 
 Weight = Annotated[float, Field(ge=0)]

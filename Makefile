@@ -1,7 +1,7 @@
 # Everything a contributor types. `make` alone lists it. The environment is .venv in this folder.
 VENV   ?= .venv
 PORT   ?= 8000
-RECIPE ?= training/recipes/edge.toml
+RECIPE ?= edge_web_frames
 ARGS   ?=
 
 # Python 3.11 is what the tests run on; newer ones are accepted. `make setup PYTHON=/path/to/python3` chooses.
@@ -49,7 +49,7 @@ format: setup ## rewrite the code in the house style
 bench: setup-service ## measure the real pipeline: percentiles per stage, drops, frames per second
 	$(BIN)/surgseg bench $(ARGS)
 
-train: setup ## train a network (RECIPE=training/recipes/edge.toml)
+train: setup ## train a network (RECIPE=edge_web_frames)
 	$(BIN)/surgseg-train run $(RECIPE) $(ARGS)
 
 constraints: $(FULL) ## pin every dependency again, at its newest, in constraints.txt

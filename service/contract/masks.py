@@ -18,9 +18,12 @@ MaskFormat = Literal["png", "rle", "polygons"]
 MASK_FORMATS: tuple[str, ...] = get_args(MaskFormat)
 MEDIA_TYPES = {"png": "image/png", "rle": "application/json", "polygons": "application/json"}
 
-# Masks are flat areas: run-length strategy at the fastest level is both smaller and quicker than deflate's default.
+# Masks are flat areas: unfiltered rows and run-length strategy at the fastest level are both smaller and several times
+# quicker than OpenCV's defaults.
 _PNG_OPTIONS = [
-    cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+    cv2.IMWRITE_PNG_COMPRESSION, 1,
+    cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE,
+    cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE,
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -235,10 +235,11 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
     urls: Queue[str | None] = Queue()
 
     def read() -> None:
-        for line in process.stdout or ():
-            lines.append(line)
-            if found := _READY_LINE.search(line):
-                urls.put(found[1])
+        with process.stdout or nullcontext(()) as output:
+            for line in output:
+                lines.append(line)
+                if found := _READY_LINE.search(line):
+                    urls.put(found[1])
         urls.put(None)
 
     threading.Thread(target=read, daemon=True).start()

@@ -114,6 +114,7 @@ def push_pictures(
 
     def take(message: MaskMessage) -> None:
         report.add(message)
+        report.elapsed_s = max(report.elapsed_s, message.arrived_at - started_at)
         if on_mask is not None:
             on_mask(message)
 

@@ -28,12 +28,11 @@ from service.client import Client
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image, fit_image, plan_fit
 from service.errors import InvalidRequestError, SurgsegError, UnavailableError
-from service.mask_stream import encode_picture
 from service.output_files import write_whole
 from service.push import PushReport, TimedPicture, format_table, push_pictures, summarize
 from service.streams.synthetic import SyntheticScene
 from service.streams.video import read_video
-from service.wire import CODECS, Codec
+from service.wire import CODECS, Codec, encode_picture
 
 _WARM_UP_RUNS = 10
 _MAX_PICTURES = 250
@@ -209,10 +208,10 @@ def _running_service(arguments: argparse.Namespace) -> Iterator[str]:
         yield arguments.url
         return
     command = [sys.executable, "-m", "service", "serve", "--port", "0", "--bundle", str(arguments.bundle)]
+    command += ["--backend", arguments.backend]
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
-        "SURGSEG_BACKEND": arguments.backend,
         "SURGSEG_MAX_STREAMS": str(max(16, arguments.streams)),
     }
     process = subprocess.Popen(
@@ -249,9 +248,7 @@ def _wait_until_ready(process: subprocess.Popen[str]) -> str:
         url = None
     if url is None:
         last = lines[-1].strip() if lines else "it printed nothing"
-        raise UnavailableError(
-            f"The service did not start: {last}", "a service that starts", "See its message."
-        )
+        raise UnavailableError(f"The service did not start: {last}", "one that starts", "See its message.")
     return url
 
 

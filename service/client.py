@@ -42,8 +42,8 @@ from service.errors import (
     SurgsegError,
     UnavailableError,
 )
-from service.mask_stream import EventHandler, MaskStream, encode_picture
-from service.wire import Codec, Mode, rebuild_error, unpack_event
+from service.mask_stream import EventHandler, MaskStream
+from service.wire import Codec, Mode, encode_picture, rebuild_error, unpack_event
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 

@@ -11,15 +11,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-import cv2
-import numpy as np
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from service.contract.geometry import Image, Mask
 from service.contract.masks import MaskFormat, decode_mask
 from service.errors import (
-    InvalidPictureError,
     InvalidRequestError,
     StreamError,
     SurgsegError,
@@ -30,6 +27,7 @@ from service.wire import (
     MaskHeader,
     Mode,
     PushedFrame,
+    encode_picture,
     pack_frame,
     rebuild_error,
     unpack_event,
@@ -39,8 +37,6 @@ from service.wire import (
 EventHandler = Callable[[dict[str, Any]], None]
 
 _LOG = logging.getLogger(__name__)
-_JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
-_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 _QUIET_S = 2.0  # a live stream's last frames may be dropped: so long we wait for an answer to them
 _WINDOW = 16  # frames of mode `every` on their way at once: enough to keep a far service busy
 _GOING_AWAY = 1001
@@ -258,9 +254,8 @@ class MaskStream:
         if code == _NORMAL:
             return None
         if code == _GOING_AWAY:
-            return UnavailableError(
-                f"The service at {self._url} is shutting down.", "a running service", "Connect again later."
-            )
+            found = f"The service at {self._url} is shutting down."
+            return UnavailableError(found, "a running service", "Connect again later.")
         return self._lost(f"code {code} {self._socket.close_reason or ''}".rstrip())
 
     def _lost(self, how: str) -> StreamError:
@@ -283,25 +278,6 @@ class MaskStream:
             f"fewer than {self._capacity} on a stream that keeps every frame",
             "Read masks while pushing: in the same loop with `arrived`, or in another thread.",
         )
-
-
-def encode_picture(image_hwc: Image, codec: Codec) -> bytes:
-    """Encode uint8 RGB `(H, W, 3)`. Raises InvalidPictureError for any other array."""
-    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or not image_hwc.size:
-        raise InvalidPictureError(
-            f"The array is {image_hwc.dtype} of shape {image_hwc.shape}.",
-            "uint8 RGB of shape (height, width, 3)",
-            "Convert it; OpenCV's pictures are BGR.",
-        )
-    suffix, options = (".jpg", _JPEG_OPTIONS) if codec == "jpeg" else (".png", _PNG_OPTIONS)
-    done, encoded = cv2.imencode(suffix, cv2.cvtColor(image_hwc, cv2.COLOR_RGB2BGR), options)
-    if not done:
-        raise InvalidPictureError(
-            f"OpenCV cannot encode a picture of shape {image_hwc.shape} as {codec}.",
-            "fewer than 65,536 pixels a side",
-            "Send a smaller picture.",
-        )
-    return bytes(encoded.tobytes())
 
 
 def _open_answer(message: bytes, arrived_at: float) -> MaskMessage:

@@ -12,7 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from service.errors import InvalidRequestError, StreamError, SurgsegError
+import cv2
+import numpy as np
+
+from service.contract.geometry import Image
+from service.errors import InvalidPictureError, InvalidRequestError, StreamError, SurgsegError
 
 PROTOCOL_VERSION = 1
 Codec = Literal["jpeg", "png"]
@@ -22,6 +26,8 @@ CODECS: tuple[str, ...] = get_args(Codec)
 MODES: tuple[str, ...] = get_args(Mode)
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
+_JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
+_PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 _CAPTURED_AT = struct.Struct(">Q")
 _HEADER_SIZE = struct.Struct(">I")
 MAX_CAPTURED_AT_US = 2**64 - 1
@@ -60,6 +66,25 @@ class MaskHeader:
     dropped: Mapping[str, int]
     received: int
     skipped: int
+
+
+def encode_picture(image_hwc: Image, codec: Codec) -> bytes:
+    """Encode uint8 RGB `(H, W, 3)`. Raises InvalidPictureError for any other array."""
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or not image_hwc.size:
+        raise InvalidPictureError(
+            f"The array is {image_hwc.dtype} of shape {image_hwc.shape}.",
+            "uint8 RGB of shape (height, width, 3)",
+            "Convert it; OpenCV's pictures are BGR.",
+        )
+    suffix, options = (".jpg", _JPEG_OPTIONS) if codec == "jpeg" else (".png", _PNG_OPTIONS)
+    done, encoded = cv2.imencode(suffix, cv2.cvtColor(image_hwc, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise InvalidPictureError(
+            f"OpenCV cannot encode a picture of shape {image_hwc.shape} as {codec}.",
+            "fewer than 65,536 pixels a side",
+            "Send a smaller picture.",
+        )
+    return bytes(encoded.tobytes())
 
 
 def pack_frame(frame: PushedFrame) -> bytes:

@@ -17,8 +17,8 @@ from service import wire
 from service.contract.masks import MASK_FORMATS
 from service.errors import SurgsegError
 from service.frames import DropReason, Stage
-from service.mask_stream import encode_picture
 from service.streams.synthetic_view import VIEW_SHAPES
+from service.wire import encode_picture
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema (extra dev) is not installed")
 yaml = pytest.importorskip("yaml", reason="the package PyYAML (extra dev) is not installed")

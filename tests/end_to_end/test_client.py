@@ -19,7 +19,8 @@ from service.client import Client
 from service.contract.geometry import Image
 from service.contract.masks import MASK_FORMATS
 from service.errors import InvalidPictureError, InvalidRequestError, StreamError, UnavailableError
-from service.mask_stream import MaskMessage, encode_picture
+from service.mask_stream import MaskMessage
+from service.wire import encode_picture
 
 
 def make_picture(seed: int = 0, width: int = 640, height: int = 360) -> Image:

@@ -25,8 +25,7 @@ from service.errors import (
     SurgsegError,
     UnavailableError,
 )
-from service.mask_stream import encode_picture
-from service.wire import MaskHeader, describe_error, pack_event, pack_mask, unpack_frame
+from service.wire import MaskHeader, describe_error, encode_picture, pack_event, pack_mask, unpack_frame
 
 Handler = Callable[[ServerConnection], None]
 PICTURE = np.zeros((8, 8, 3), np.uint8)

@@ -16,9 +16,9 @@ from service import push
 from service.client import Client
 from service.contract.masks import from_png
 from service.errors import InvalidRequestError, StreamError
-from service.mask_stream import encode_picture
 from service.push import PushReport, format_table, push_pictures, summarize, time_video
 from service.recording import VideoWriter
+from service.wire import encode_picture
 
 
 def save_video(path: Path, times: list[float]) -> Path:

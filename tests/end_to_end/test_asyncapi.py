@@ -23,9 +23,8 @@ from service.wire import encode_picture
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema (extra dev) is not installed")
 yaml = pytest.importorskip("yaml", reason="the package PyYAML (extra dev) is not installed")
 
-DOCUMENT: dict[str, Any] = yaml.safe_load(
-    (Path(__file__).resolve().parents[2] / "docs" / "asyncapi.yaml").read_text(encoding="utf-8")
-)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+DOCUMENT: dict[str, Any] = yaml.safe_load((DOCS / "asyncapi.yaml").read_text(encoding="utf-8"))
 STREAM, SCENE = DOCUMENT["channels"]["stream"], DOCUMENT["channels"]["scene"]
 PICTURES = {codec: encode_picture(np.full((72, 128, 3), 200, np.uint8), codec) for codec in ("jpeg", "png")}  # type: ignore[arg-type]
 
@@ -105,6 +104,20 @@ def test_the_document_lists_what_the_code_knows() -> None:
     assert set(schemas["maskHeader"]["properties"]["latency_ms"]["required"]) == set(Stage) - {Stage.SEND}
     slugs = {SurgsegError.slug, *(kind.slug for kind in SurgsegError.__subclasses__())}
     assert set(schemas["error"]["properties"]["slug"]["enum"]) == slugs
+
+
+def test_the_prose_says_the_same() -> None:
+    prose = (DOCS / "wire-protocol.md").read_text(encoding="utf-8")
+    check(json.loads(prose.split("```json")[1].split("```")[0]), "maskHeader")
+    for name in ("ready", "error", "notice", "closing"):
+        row = next(line for line in prose.splitlines() if line.startswith(f"| `{name}` |"))
+        fields = DOCUMENT["components"]["schemas"][name]["properties"]
+        assert set(row.split("|")[2].replace(", perhaps", ",").strip().replace("`", "").split(", ")) == set(
+            fields
+        ) - {"type"}
+    for name, schema in parameters(STREAM).items():
+        values = ", ".join(f"`{value}`" for value in schema["enum"])
+        assert f"| `{name}` | {values} | `{schema['default']}` |" in prose
 
 
 @pytest.mark.parametrize("mode", parameters(STREAM)["mode"]["enum"])

@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -20,6 +20,7 @@ SPECKLED = arrays.arrays(
 
 
 @pytest.mark.parametrize("mask_format", FORMATS)
+@settings(deadline=None)
 @given(mask_hw=SPECKLED, scale=st.integers(1, 4))
 def test_decoding_gives_the_encoded_mask(mask_format: MaskFormat, mask_hw: Mask, scale: int) -> None:
     enlarged_hw = np.ascontiguousarray(mask_hw.repeat(scale, 0).repeat(scale, 1))

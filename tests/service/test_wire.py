@@ -7,7 +7,7 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import errors
@@ -59,6 +59,7 @@ def make_header(**changes: Any) -> MaskHeader:
     return MaskHeader(**{**values, **changes})
 
 
+@settings(deadline=None)
 @given(captured_at_us=st.integers(0, MAX_CAPTURED_AT_US), payload=st.binary(min_size=1))
 def test_a_pushed_frame_survives_the_wire(captured_at_us: int, payload: bytes) -> None:
     frame = PushedFrame(captured_at_us, payload)
@@ -69,6 +70,7 @@ def test_a_pushed_frame_is_eight_big_endian_bytes_and_the_payload() -> None:
     assert pack_frame(PushedFrame(258, b"xyz")) == b"\0\0\0\0\0\0\x01\x02xyz"
 
 
+@settings(deadline=None)
 @given(message=st.binary(max_size=8))
 def test_a_frame_without_whole_header_and_payload_is_refused(message: bytes) -> None:
     with pytest.raises(InvalidRequestError):
@@ -81,6 +83,7 @@ def test_a_frame_that_does_not_fit_the_wire_is_not_sent(frame: PushedFrame) -> N
         pack_frame(frame)
 
 
+@settings(deadline=None)
 @given(header=HEADERS, mask=st.binary())
 def test_a_mask_survives_the_wire(header: MaskHeader, mask: bytes) -> None:
     assert unpack_mask(pack_mask(header, mask)) == (header, mask)
@@ -98,6 +101,7 @@ def test_header_fields_of_a_later_version_are_ignored() -> None:
     assert unpack_mask(struct.pack(">I", len(text)) + text) == (make_header(), b"")
 
 
+@settings(deadline=None)
 @given(message=st.binary())
 def test_bytes_that_are_no_answer_give_a_stream_error_and_nothing_else(message: bytes) -> None:
     try:
@@ -107,6 +111,7 @@ def test_bytes_that_are_no_answer_give_a_stream_error_and_nothing_else(message: 
     assert isinstance(header, MaskHeader)
 
 
+@settings(deadline=None)
 @given(header=HEADERS, cut=st.integers(0, 10**6))
 def test_an_answer_that_is_cut_short_inside_its_header_is_refused(header: MaskHeader, cut: int) -> None:
     message = pack_mask(header, b"")

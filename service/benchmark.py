@@ -143,7 +143,9 @@ def measure_service(
     def push(index: int) -> None:
         try:
             with Client(url) as client, client.stream(codec=codec) as stream:
-                reports.append(push_pictures(stream, _take_turns(pictures, index, fps, seconds)))
+                report = push_pictures(stream, _take_turns(pictures, index, fps, seconds))
+                report.settle(client, stream)
+                reports.append(report)
         except SurgsegError as error:
             failures.append(error)
 
@@ -179,10 +181,8 @@ def read_size(text: str) -> tuple[int, int]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    limits = {"seconds": 3600, "streams": 256, "fps": 1000}
-    for name, most in limits.items():
-        value = getattr(arguments, name)
-        if not 0 < value <= most:
+    for name, most in {"seconds": 3600, "streams": 256, "fps": 1000}.items():
+        if not 0 < (value := getattr(arguments, name)) <= most:
             raise InvalidRequestError(
                 f"--{name} is {value}.", f"above 0, at most {most}", "Change the option."
             )

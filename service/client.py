@@ -90,6 +90,11 @@ class Client:
         card: dict[str, Any] = _read_json(self._request("GET", "/v1/model"))
         return card
 
+    def streams(self) -> list[dict[str, Any]]:
+        """The streams that are open, each with its `id` and what it has `received`, `segmented` and `dropped`."""
+        accounts: list[dict[str, Any]] = _read_json(self._request("GET", "/v1/streams"))
+        return accounts
+
     def segment(
         self,
         image: Image | bytes | str | Path,

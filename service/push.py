@@ -59,6 +59,12 @@ class PushReport:
             self.stages_ms.setdefault(stage, []).append(duration_ms)
         self.dropped, self.received, self.skipped = dict(message.dropped), message.received, message.skipped
 
+    def settle(self, client: Client, stream: MaskStream) -> None:
+        """Take the service's own account of a stream that is still open: frames dropped after the last mask count."""
+        for account in client.streams():
+            if account["id"] == stream.ready["stream"]:
+                self.received, self.dropped = account["received"], dict(account["dropped"])
+
     def line(self) -> str:
         """The report so far, in one line."""
         elapsed_s = max(self.elapsed_s, 1e-9)
@@ -181,6 +187,7 @@ def run(arguments: argparse.Namespace) -> int:
             on_mask=None if arguments.out is None else _mask_writer(arguments.out),
             on_progress=_show_progress,
         )
+        report.settle(client, stream)
     if sys.stderr.isatty():
         print(file=sys.stderr)
     print(report.table())

@@ -128,14 +128,17 @@ def test_pushing_and_reading_in_two_threads_works_and_ends(server: Any) -> None:
     assert codes == list(range(60))
 
 
-def test_live_frames_are_answered_or_counted_as_dropped(server: Any) -> None:
+def test_live_frames_are_answered_or_counted_as_dropped(launch_server: Callable[..., Any]) -> None:
+    server = launch_server(SURGSEG_DEADLINE_S="60")
     pictures = [encode_picture(make_coded(code, 1280, 720), "jpeg") for code in range(50)]
     with Client(server.url) as client, client.stream() as stream:
         for picture in pictures:
             stream.push(picture)
         answers = list(stream.finish())
-    assert answers[-1].sequence == len(pictures)
+        (account,) = client.streams()
     last = answers[-1]
+    assert last.sequence == len(pictures), "nothing newer can have replaced the last frame"
+    assert (account["received"], account["dropped"]) == (last.received, last.dropped)
     assert last.received == len(pictures) == len(answers) + sum(last.dropped.values()) + last.skipped
     assert all(read_code(message) == message.sequence - 1 for message in answers)
 

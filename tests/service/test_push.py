@@ -73,6 +73,7 @@ def test_pictures_go_out_when_they_are_due_and_every_answer_is_counted(server: A
             on_progress=lambda so_far: progress.append(so_far.pushed),
         )
         assert time.monotonic() - started_at >= 29 / 20
+        report.settle(client, stream)
     assert report.pushed == report.received == 30
     assert report.answered + sum(report.dropped.values()) + report.skipped + report.unread == 30
     assert (

@@ -27,7 +27,7 @@ _UNREADABLE = (
     pickle.UnpicklingError,
     RuntimeError,
     EOFError,
-    KeyError,
+    LookupError,
     TypeError,
     ValueError,
     OSError,

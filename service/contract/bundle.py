@@ -59,7 +59,9 @@ def open_bundle(folder: Path) -> Bundle:
     card = ModelCard.load(folder / CARD_NAME)
     for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK):
         if name not in card.files:
-            raise BundleError(f"{folder / CARD_NAME} lists no hash for {name}.", "a hash for every file", _REMEDY)
+            raise BundleError(
+                f"{folder / CARD_NAME} lists no hash for {name}.", "a hash for every file", _REMEDY
+            )
     for name, expected in card.files.items():
         _check_file(folder, name, expected)
     return Bundle(folder, card, _read_golden_image(folder, card), _read_golden_mask(folder, card))

@@ -106,11 +106,15 @@ def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
 def _content(array: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
     if array.shape[:2] != (fit.canvas_height, fit.canvas_width):
         expected = f"{fit.canvas_width} x {fit.canvas_height}"
-        raise ValueError(f"the canvas is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}")
+        raise ValueError(
+            f"the canvas is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}"
+        )
     return array[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
 
 
 def _check_source(array: NDArray[np.uint8], fit: Fit) -> None:
     if array.shape[:2] != (fit.source_height, fit.source_width):
         expected = f"{fit.source_width} x {fit.source_height}"
-        raise ValueError(f"the picture is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}")
+        raise ValueError(
+            f"the picture is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}"
+        )

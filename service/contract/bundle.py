@@ -81,19 +81,17 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
 
 
 def _read_golden_image(folder: Path, card: ModelCard) -> Image:
-    image_bgr = cv2.imread(str(folder / GOLDEN_IMAGE), cv2.IMREAD_COLOR)
-    _check_golden(image_bgr, folder / GOLDEN_IMAGE, card)
+    image_bgr = _read_golden(folder / GOLDEN_IMAGE, cv2.IMREAD_COLOR, card)
     return np.ascontiguousarray(image_bgr[:, :, ::-1])
 
 
 def _read_golden_mask(folder: Path, card: ModelCard) -> Mask:
-    mask_hw = cv2.imread(str(folder / GOLDEN_MASK), cv2.IMREAD_GRAYSCALE)
-    _check_golden(mask_hw, folder / GOLDEN_MASK, card)
-    return np.asarray(mask_hw, dtype=np.uint8)
+    return _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
 
 
-def _check_golden(array: Image | None, path: Path, card: ModelCard) -> None:
-    size = card.input_size
+def _read_golden(path: Path, flags: int, card: ModelCard) -> Image:
+    size, array = card.input_size, cv2.imread(str(path), flags)
     if array is None or array.shape[:2] != (size.height, size.width):
         found = "not a picture" if array is None else f"{array.shape[1]} x {array.shape[0]}"
         raise BundleError(f"{path} is {found}.", f"a {size.width} x {size.height} picture", _REMEDY)
+    return np.asarray(array, dtype=np.uint8)

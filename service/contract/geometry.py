@@ -72,7 +72,8 @@ def fit_image(image_hwc: Image, fit: Fit, out: Image | None = None) -> Image:
     if (fit.height, fit.width) == (fit.source_height, fit.source_width):
         resized = image_hwc
     else:
-        resized = cv2.resize(image_hwc, (fit.width, fit.height), interpolation=interpolation)
+        scaled = cv2.resize(image_hwc, (fit.width, fit.height), interpolation=interpolation)
+        resized = np.asarray(scaled, dtype=np.uint8)
     if (fit.height, fit.width) != (fit.canvas_height, fit.canvas_width):
         canvas.fill(0)
     _content(canvas, fit)[...] = resized

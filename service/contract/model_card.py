@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from service.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 CARD_NAME = "card.json"
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -19,8 +19,10 @@ from types import FrameType
 
 import anyio
 import uvicorn
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.routing import Match, Mount
+from starlette.types import Scope
 
 from service.api import health, images, scene, sockets, streams
 from service.api.problems import install_problem_handlers
@@ -90,14 +92,18 @@ def create_app(
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)
-    app.add_api_websocket_route("/{path:path}", _refuse_socket)
-    app.mount("/", StaticFiles(directory=_WEB, html=True), name="web")
+    app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
     return app
 
 
-async def _refuse_socket(websocket: WebSocket) -> None:
-    """A WebSocket at an unknown address; static files know only HTTP."""
-    await websocket.close()
+class _WebMount(Mount):
+    """The viewer's files at /, which hide neither the API's own 404 and 405 nor WebSockets."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """As a Mount, for HTTP outside /v1."""
+        if scope["type"] != "http" or scope["path"].startswith("/v1/"):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 async def _start(

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -116,10 +117,18 @@ class Server:
             raise
 
 
-def start_server(*arguments: str, ready_timeout_s: float = 60.0, **environment: str) -> Server:
-    """Start `python -m service serve ARGUMENTS` and wait for its ready line; `environment` adds variables."""
+def start_server(
+    *arguments: str,
+    ready_timeout_s: float = 60.0,
+    program: Sequence[str] = ("-m", "service"),
+    **environment: str,
+) -> Server:
+    """Start `python -m service serve ARGUMENTS` and wait for its ready line; `environment` adds variables.
+
+    `program` is what Python runs instead of the service's own entry, for a test that prepares the process.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "service", "serve", *arguments],
+        [sys.executable, *program, "serve", *arguments],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
@@ -155,19 +164,21 @@ def _collect(server: Server, lines: queue.Queue[str | None]) -> None:
 
 @pytest.fixture
 def launch_server(small_bundle: Path) -> Iterator[Callable[..., Server]]:
-    """A function that starts a server of the test's own: `launch_server(*arguments, **environment)`.
+    """A function that starts a server of the test's own: `launch_server(*arguments, **options)`.
+
+    See `start_server` for the options.
 
     The small bundle and a free port are added unless the arguments name others; servers end with the test.
     """
     started: list[Server] = []
 
-    def launch(*arguments: str, **environment: str) -> Server:
+    def launch(*arguments: str, **options: Any) -> Server:
         defaults: list[str] = []
         if "--bundle" not in arguments:
             defaults += ["--bundle", str(small_bundle)]
         if "--port" not in arguments:
             defaults += ["--port", "0"]
-        started.append(start_server(*defaults, *arguments, **environment))
+        started.append(start_server(*defaults, *arguments, **options))
         return started[-1]
 
     yield launch

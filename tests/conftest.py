@@ -17,6 +17,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# A busy machine makes any example slow now and then; pytest-timeout catches what hangs.
+settings.register_profile("surgseg", deadline=None)
+settings.load_profile("surgseg")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READY_LINE = re.compile(r"surgseg is ready at (http://\S+:\d+)/")

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from service.contract.bundle import hash_file, open_bundle
+from service.contract.model_card import ModelCard
+from service.errors import BundleError
+
+
+@pytest.fixture
+def copied(small_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_bundle, tmp_path / "bundle"))
+
+
+def edit_card(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    change(card)
+    (folder / "card.json").write_text(json.dumps(card))
+
+
+def test_a_whole_bundle_opens_with_its_golden_pair(small_bundle: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    assert bundle.golden_image_hwc.shape == (288, 512, 3)
+    assert bundle.golden_image_hwc.flags.c_contiguous
+    expected = bundle.golden_image_hwc.astype(int).sum(axis=2) > 3 * 127
+    np.testing.assert_array_equal(bundle.golden_mask_hw, expected)
+    assert bundle.model_hash == hash_file(bundle.model_path)
+
+
+def test_a_card_survives_saving(small_bundle: Path, tmp_path: Path) -> None:
+    card = ModelCard.load(small_bundle / "card.json")
+    card.save(tmp_path / "card.json")
+    assert ModelCard.load(tmp_path / "card.json") == card
+
+
+@pytest.mark.parametrize("name", ["card.json", "model.onnx", "golden/image.png", "golden/mask.png"])
+def test_a_missing_file_is_named(copied: Path, name: str) -> None:
+    (copied / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        open_bundle(copied)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden/image.png", "golden/mask.png"])
+def test_every_flipped_byte_is_found(copied: Path, name: str) -> None:
+    data = bytearray((copied / name).read_bytes())
+    for at in (0, len(data) // 2, len(data) - 1):
+        changed = bytearray(data)
+        changed[at] ^= 1
+        (copied / name).write_bytes(changed)
+        with pytest.raises(BundleError, match="changed after export"):
+            open_bundle(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda card: card.update(format_version=2), "format_version"),
+        (lambda card: card.update(colour="red"), "colour"),
+        (lambda card: card.pop("input_size"), "input_size"),
+        (lambda card: card["classes"].reverse(), "class ids are"),
+        (lambda card: card["classes"].pop(), "classes"),
+        (lambda card: card["files"].pop("golden/mask.png"), "no hash for golden/mask.png"),
+        (lambda card: card["files"].update({"../secret": "00"}), "outside its bundle"),
+        (lambda card: card["input_size"].update(width=256), "512 x 288"),
+    ],
+    ids=["version", "unknown key", "no size", "order", "one class", "no hash", "outside", "golden size"],
+)
+def test_a_card_that_is_not_right_says_where(
+    copied: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    edit_card(copied, change)
+    with pytest.raises(BundleError, match=message):
+        open_bundle(copied)
+
+
+def test_a_golden_file_that_is_no_picture_is_named(copied: Path) -> None:
+    (copied / "golden/mask.png").write_bytes(b"no picture")
+    digest = hash_file(copied / "golden/mask.png")
+    edit_card(copied, lambda card: card["files"].update({"golden/mask.png": digest}))
+    with pytest.raises(BundleError, match="not a picture"):
+        open_bundle(copied)
+
+
+def test_a_card_that_is_not_text_is_refused(copied: Path) -> None:
+    for data in (b"\xff\xfe\x00", b"[1, 2", b""):
+        (copied / "card.json").write_bytes(data)
+        with pytest.raises(BundleError, match=r"card\.json"):
+            open_bundle(copied)
+
+
+def test_a_golden_picture_in_grey_becomes_rgb(copied: Path) -> None:
+    grey = np.full((288, 512), 90, np.uint8)
+    cv2.imwrite(str(copied / "golden/image.png"), grey)
+    digest = hash_file(copied / "golden/image.png")
+    edit_card(copied, lambda card: card["files"].update({"golden/image.png": digest}))
+    assert open_bundle(copied).golden_image_hwc.shape == (288, 512, 3)

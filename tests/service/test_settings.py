@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from service.errors import InvalidRequestError
+from service.settings import load_settings
+
+
+def test_the_defaults_are_local_and_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SURGSEG_HOST", "SURGSEG_PORT", "SURGSEG_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.bundle) == ("127.0.0.1", 8000, None)
+
+
+def test_the_environment_is_read_and_the_command_line_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SURGSEG_PORT", "9001")
+    monkeypatch.setenv("SURGSEG_BUNDLE", "/models/a")
+    monkeypatch.setenv("SURGSEG_BATCH_SIZES", "4, 1,2,4")
+    settings = load_settings(port=9002, bundle=None)
+    assert (settings.port, settings.bundle) == (9002, Path("/models/a"))
+    assert settings.batch_sizes == (1, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PORT", "65536"),
+        ("MAX_STREAMS", "0"),
+        ("DEADLINE_S", "-1"),
+        ("BATCH_SIZES", "1,two"),
+        ("BATCH_SIZES", ""),
+        ("LOG_LEVEL", "loud"),
+        ("SCENE", "perhaps"),
+    ],
+)
+def test_a_bad_setting_is_named_with_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(f"SURGSEG_{name}", value)
+    with pytest.raises(InvalidRequestError, match=f"SURGSEG_{name}"):
+        load_settings()

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -68,19 +68,11 @@ def create_app(
         fatal,
     )
 
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(pipeline, telemetry, on_ready, fatal))
-        yield
-        app.state.draining.set()
-        starting.cancel()
-        await asyncio.to_thread(pipeline.stop, _STOP_TIMEOUT_S)
-
     app = FastAPI(
         title="surgseg",
         version=version("surgseg"),
-        summary="Surgical video in, masks out.",
-        lifespan=lifespan,
+        summary="Surgical video in, instrument masks out.",
+        lifespan=_live_with(pipeline, telemetry, on_ready, fatal),
     )
     app.state.settings = settings
     app.state.telemetry = telemetry
@@ -94,6 +86,25 @@ def create_app(
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
     return app
+
+
+def _live_with(
+    pipeline: Pipeline,
+    telemetry: Telemetry,
+    on_ready: Callable[[], None],
+    on_fatal: Callable[[BaseException], None],
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Start the pipeline with the application, without waiting for it; stop it with the application."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(_start(pipeline, telemetry, on_ready, on_fatal))
+        yield
+        app.state.draining.set()
+        starting.cancel()
+        await asyncio.to_thread(pipeline.stop, _STOP_TIMEOUT_S)
+
+    return lifespan
 
 
 class _WebMount(Mount):

@@ -43,49 +43,20 @@ class Telemetry:
 
     def __init__(self, batch_sizes: tuple[int, ...]) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
-        ProcessCollector(registry=registry)
-        self._received = Counter(
-            "surgseg_frames_received", "Frames that arrived.", ["stream"], registry=registry
-        )
-        self._segmented = Counter(
-            "surgseg_frames_segmented", "Frames that got a mask.", ["stream"], registry=registry
-        )
-        self._dropped = Counter(
-            "surgseg_frames_dropped",
-            "Frames that never reached the model, by cause.",
-            ["stream", "reason"],
-            registry=registry,
-        )
-        self._skipped = Counter(
-            "surgseg_viewer_skipped", "Masks that a slow viewer did not get.", ["stream"], registry=registry
-        )
-        self._fps = Gauge(
-            "surgseg_stream_fps",
-            f"Masks per second over the last {FPS_WINDOW_S:g} s.",
-            ["stream"],
-            registry=registry,
-        )
-        self._stage_s = Histogram(
-            "surgseg_stage_seconds",
-            "Time of one frame in each stage.",
-            ["stage"],
-            buckets=BUCKETS_S,
-            registry=registry,
-        )
-        self._frame_s = Histogram(
-            "surgseg_frame_seconds",
-            "Time from a frame's arrival until its mask is encoded.",
-            ["stream"],
-            buckets=BUCKETS_S,
-            registry=registry,
-        )
-        self._streams = Gauge("surgseg_streams", "Streams open now.", registry=registry)
+        ProcessCollector(registry=self.registry)
+        self._received = self._count("frames_received", "Frames that arrived.")
+        self._segmented = self._count("frames_segmented", "Frames that got a mask.")
+        self._dropped = self._count("frames_dropped", "Frames that got no mask, by cause.", "reason")
+        self._skipped = self._count("viewer_skipped", "Masks that a slow viewer did not get.")
+        self._fps = self._gauge("stream_fps", f"Masks per second over the last {FPS_WINDOW_S:g} s.", "stream")
+        self._streams = self._gauge("streams", "Streams open now.")
+        self._ready = self._gauge("ready", "1 while a recent inference has succeeded.")
+        self._stage_s = self._time("stage_seconds", "Time of one frame in each stage.", "stage")
+        self._frame_s = self._time("frame_seconds", "From a frame's arrival to its encoded mask.", "stream")
         self._batch_size = Histogram(
-            "surgseg_batch_size", "Frames per inference.", buckets=batch_sizes, registry=registry
+            "surgseg_batch_size", "Frames per inference.", buckets=batch_sizes, registry=self.registry
         )
-        self._model = Info("surgseg_model", "The model that is served.", registry=registry)
-        self._ready = Gauge("surgseg_ready", "1 while a recent inference has succeeded.", registry=registry)
+        self._model = Info("surgseg_model", "The model that is served.", registry=self.registry)
         self._stages = {stage: self._stage_s.labels(stage) for stage in Stage}
 
     def describe_model(self, **labels: str) -> None:
@@ -125,6 +96,15 @@ class Telemetry:
         """The metrics in the text format that suits an `Accept` header, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+    def _count(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"surgseg_{name}", text, ["stream", *labels], registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"surgseg_{name}", text, labels, registry=self.registry)
+
+    def _time(self, name: str, text: str, label: str) -> Histogram:
+        return Histogram(f"surgseg_{name}", text, [label], buckets=BUCKETS_S, registry=self.registry)
 
 
 class StreamMeter:

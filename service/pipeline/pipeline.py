@@ -64,16 +64,7 @@ class Pipeline:
         self._numbers = itertools.count(1)
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
-        self.images = ImageRequests(
-            ledger=Ledger(telemetry.meter_stream(IMAGES_LABEL), on_settled=lambda: None),
-            room=self._room,
-            lanes=settings.batch_sizes[-1],
-            max_requests=settings.max_requests,
-            max_pixels=settings.max_pixels,
-            wait_limit_s=settings.request_deadline_s,
-            input_size=bundle.card.input_size,
-            fit_rule=bundle.card.fit,
-        )
+        self.images = self._make_image_requests()
         telemetry.watch_readiness(self.is_ready)
         telemetry.watch_streams(lambda: len(self._streams))
 
@@ -113,32 +104,24 @@ class Pipeline:
     ) -> PushedStream:
         """Open a stream for a client that pushes pictures; see PushedStream. Raises UnavailableError."""
         self.check_open()
-        with self._lock:
-            if not self._free_slots:
-                raise UnavailableError(
-                    f"{self._settings.max_streams} streams are open.",
-                    f"at most {self._settings.max_streams} at once",
-                    "Close a stream, or raise SURGSEG_MAX_STREAMS.",
-                )
-            slot = min(self._free_slots)
-            self._free_slots.remove(slot)
-            stream_id = f"stream-{next(self._numbers)}"
-            stream = PushedStream(
-                stream_id=stream_id,
-                label=str(slot),
-                codec=codec,
-                mode=mode,
-                max_pixels=self._settings.max_pixels,
-                ledger=Ledger(
-                    self._telemetry.meter_stream(str(slot)), on_settled=lambda: self._forget(stream_id, slot)
-                ),
-                room=self._room,
-                on_undecodable=on_undecodable,
-                on_room=on_room,
-                on_failure=on_failure,
-            )
-            self._streams[stream_id] = stream
+        slot = self._take_slot()
+        stream_id = f"stream-{next(self._numbers)}"
+        meter = self._telemetry.meter_stream(str(slot))
+        stream = PushedStream(
+            stream_id=stream_id,
+            label=str(slot),
+            codec=codec,
+            mode=mode,
+            max_pixels=self._settings.max_pixels,
+            ledger=Ledger(meter, on_settled=lambda: self._forget(stream_id, slot)),
+            room=self._room,
+            on_undecodable=on_undecodable,
+            on_room=on_room,
+            on_failure=on_failure,
+        )
         self._room.add_stream(stream_id, mode, self._settings.every_depth if mode is Mode.EVERY else 1)
+        with self._lock:
+            self._streams[stream_id] = stream
         stream.start(self._make_reader(stream).run)
         return stream
 
@@ -160,6 +143,19 @@ class Pipeline:
             self.backend = opened.result()
             self._refusal = None
 
+    def _make_image_requests(self) -> ImageRequests:
+        settings, card = self._settings, self.bundle.card
+        return ImageRequests(
+            ledger=Ledger(self._telemetry.meter_stream(IMAGES_LABEL), on_settled=lambda: None),
+            room=self._room,
+            lanes=settings.batch_sizes[-1],
+            max_requests=settings.max_requests,
+            max_pixels=settings.max_pixels,
+            wait_limit_s=settings.request_deadline_s,
+            input_size=card.input_size,
+            fit_rule=card.fit,
+        )
+
     def _make_reader(self, stream: PushedStream) -> Reader:
         return Reader(
             stream.source,
@@ -179,6 +175,18 @@ class Pipeline:
         stream_id = drop.frame.stream_id
         owner = self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
         owner.drop(drop)
+
+    def _take_slot(self) -> int:
+        with self._lock:
+            if not self._free_slots:
+                raise UnavailableError(
+                    f"{self._settings.max_streams} streams are open.",
+                    f"at most {self._settings.max_streams} at once",
+                    "Close a stream, or raise SURGSEG_MAX_STREAMS.",
+                )
+            slot = min(self._free_slots)
+            self._free_slots.remove(slot)
+            return slot
 
     def _forget(self, stream_id: str, slot: int) -> None:
         with self._lock:

@@ -1,0 +1,129 @@
+"""A real pipeline with real threads, on a backend that a test can hold, break or watch."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+
+from service.contract.bundle import Bundle
+from service.errors import SurgsegError
+from service.pipeline.latest_frames import Mode
+from service.pipeline.live_stream import PushedStream
+from service.pipeline.pipeline import Pipeline
+from service.pipeline.subscription import Subscription
+from service.settings import Settings
+from service.telemetry import Telemetry
+
+WAIT_S = 20.0
+
+
+class HeldBackend:
+    """Thresholds like the small bundle's graph; each inference waits for `gate`, and `fault` breaks it."""
+
+    name = "held"
+    precision = "uint8"
+
+    def __init__(self, batch_sizes: tuple[int, ...]) -> None:
+        self.batch_sizes = batch_sizes
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fault: Exception | None = None
+        self.calls: list[int] = []
+        self.is_closed = False
+
+    def segment(self, images_nhwc: np.ndarray) -> np.ndarray:
+        self.entered.set()
+        assert self.gate.wait(WAIT_S)
+        if self.fault is not None:
+            raise self.fault
+        self.calls.append(len(images_nhwc))
+        return (images_nhwc.sum(axis=3, dtype=np.uint16) > 3 * 127).astype(np.uint8)
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def hold(self) -> None:
+        """Let the next inference begin and not end; returns at once."""
+        self.entered.clear()
+        self.gate.clear()
+
+
+@dataclass
+class Rig:
+    pipeline: Pipeline
+    backend: HeldBackend
+    telemetry: Telemetry
+    fatal: list[BaseException]
+    streams: list[PushedStream] = field(default_factory=list)
+    errors: list[tuple[int, SurgsegError]] = field(default_factory=list)
+    failures: list[SurgsegError] = field(default_factory=list)
+    room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
+    woken: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+
+    def open(self, mode: Mode = Mode.LATEST, codec: str = "png") -> tuple[PushedStream, Subscription]:
+        stream = self.pipeline.open_pushed(
+            codec,
+            mode,
+            on_undecodable=lambda sequence, error: self.errors.append((sequence, error)),
+            on_room=self.room.release,
+            on_failure=self.failures.append,
+        )
+        self.streams.append(stream)
+        return stream, stream.subscribe("png", mode, self.woken.release)
+
+    def push_lossless(self, stream: PushedStream, data: bytes, captured_at_us: int) -> None:
+        assert self.room.acquire(timeout=WAIT_S)
+        stream.push(data, captured_at_us)
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.telemetry.registry.get_sample_value(name, labels)
+
+
+@contextmanager
+def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
+    """A function that makes a rig, `make(*, is_started=True, **settings)`; all are stopped at the end."""
+    rigs: list[Rig] = []
+
+    def make(*, is_started: bool = True, **options: Any) -> Rig:
+        settings = Settings(_env_file=None, **{"deadline_s": WAIT_S, **options})
+        backend = HeldBackend(settings.batch_sizes)
+        telemetry = Telemetry(settings.batch_sizes)
+        fatal: list[BaseException] = []
+        pipeline = Pipeline(bundle, lambda: backend, settings, telemetry, fatal.append)
+        rig = Rig(pipeline, backend, telemetry, fatal)
+        if is_started:
+            pipeline.start().result(WAIT_S)
+        rigs.append(rig)
+        return rig
+
+    yield make
+    for rig in rigs:
+        rig.backend.gate.set()
+        assert rig.pipeline.stop(WAIT_S) or rig.fatal
+        for stream in rig.streams:
+            assert stream.join(WAIT_S)
+
+
+def picture(brightness: int) -> bytes:
+    """A PNG of one brightness, small so that decoding takes no time."""
+    return cv2.imencode(".png", np.full((18, 32, 3), brightness, np.uint8))[1].tobytes()
+
+
+def eventually(is_true: Callable[[], bool]) -> None:
+    ends_at = time.monotonic() + WAIT_S
+    while not is_true():
+        assert time.monotonic() < ends_at, "it did not happen in time"
+        time.sleep(0.002)
+
+
+def is_conserved(stream: PushedStream) -> bool:
+    ledger = stream.ledger
+    return ledger.received == ledger.segmented + sum(ledger.dropped.values()) + ledger.pending

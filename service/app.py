@@ -24,7 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
-from service.api import health, images, scene, sockets, streams
+from service.api import health, images, reference, scene, sockets, streams
 from service.api.problems import install_problem_handlers
 from service.backends import open_backend
 from service.bundles import DEFAULT_BUNDLE
@@ -73,6 +73,8 @@ def create_app(
         version=version("surgseg"),
         summary="Surgical video in, instrument masks out.",
         lifespan=_live_with(pipeline, telemetry, on_ready, fatal),
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.settings = settings
     app.state.telemetry = telemetry
@@ -80,7 +82,7 @@ def create_app(
     app.state.draining = asyncio.Event()
     app.state.picture_threads = anyio.CapacityLimiter(settings.max_requests)
     install_problem_handlers(app)
-    for part in (images, streams, sockets, health):
+    for part in (images, streams, sockets, health, reference):
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator
 from fastapi import Request
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
 
 from service.errors import InvalidRequestError, PayloadTooLargeError, SurgsegError
 
@@ -26,6 +27,8 @@ async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) 
     except TimeoutError as error:
         found = f"The body had not arrived after {timeout_s:g} s."
         raise InvalidRequestError(found, "a whole picture", "Send it again.") from error
+    except ClientDisconnect as error:
+        raise InvalidRequestError("The client left.", "a whole picture", "Send it again.") from error
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         body = await _take_part(request.headers, body)
     if not body:

@@ -138,7 +138,11 @@ def test_a_body_that_does_not_come_is_given_up(launch_server: Any) -> None:
     with socket.create_connection((host, int(port)), timeout=WAIT_S) as client_socket:
         client_socket.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
         assert b"400 Bad Request" in client_socket.recv(4096)
+    with socket.create_connection((host, int(port)), timeout=WAIT_S) as client_socket:
+        client_socket.sendall(b"POST /v1/segment HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc")
     assert httpx.post(f"{server.url}/v1/segment", content=GOOD, timeout=WAIT_S).status_code == 200
+    assert server.stop() == 0
+    assert "Traceback" not in "".join(server.output)
 
 
 @pytest.mark.parametrize(

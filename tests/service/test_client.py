@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -19,13 +18,12 @@ from websockets.sync.server import ServerConnection, serve
 from service.client import Client
 from service.contract.masks import to_png
 from service.errors import (
-    InvalidPictureError,
     InvalidRequestError,
     StreamError,
     SurgsegError,
     UnavailableError,
 )
-from service.wire import MaskHeader, describe_error, encode_picture, pack_event, pack_mask, unpack_frame
+from service.wire import MaskHeader, describe_error, pack_event, pack_mask, unpack_frame
 
 Handler = Callable[[ServerConnection], None]
 PICTURE = np.zeros((8, 8, 3), np.uint8)
@@ -275,29 +273,6 @@ def test_an_answer_that_is_not_ours_is_one_clear_error(status: int, media_type: 
             client.segment(PICTURE)
         with pytest.raises(SurgsegError, match="surgseg"):
             client.model()
-
-
-@pytest.mark.parametrize(
-    "image",
-    [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
-        np.zeros((0, 4, 3), np.uint8),
-    ],
-)
-def test_an_array_that_is_no_rgb_picture_is_refused_before_it_is_sent(image: Any) -> None:
-    with pytest.raises(InvalidPictureError, match="uint8 RGB"):
-        encode_picture(image, "jpeg")
-
-
-def test_a_picture_keeps_its_channel_order() -> None:
-    red_hwc = np.zeros((4, 4, 3), np.uint8)
-    red_hwc[:, :, 0] = 255
-    decoded_bgr = cv2.imdecode(
-        np.frombuffer(encode_picture(red_hwc[::-1, ::-1], "png"), np.uint8), cv2.IMREAD_COLOR
-    )
-    assert decoded_bgr[0, 0].tolist() == [0, 0, 255]
 
 
 def test_a_capacity_below_one_is_refused() -> None:

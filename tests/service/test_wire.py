@@ -6,18 +6,21 @@ import json
 import struct
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service import errors
-from service.errors import InvalidRequestError, StreamError, SurgsegError
+from service.errors import InvalidPictureError, InvalidRequestError, StreamError, SurgsegError
 from service.wire import (
     EVENT_TYPES,
     MAX_CAPTURED_AT_US,
     MaskHeader,
     PushedFrame,
     describe_error,
+    encode_picture,
     pack_event,
     pack_frame,
     pack_mask,
@@ -159,3 +162,26 @@ def test_an_unknown_error_still_becomes_one(fields: dict[str, object]) -> None:
     error = rebuild_error(fields)
     assert type(error) is errors.SurgsegError
     assert str(error)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_rgb_picture_is_refused_before_it_is_sent(image: Any) -> None:
+    with pytest.raises(InvalidPictureError, match="uint8 RGB"):
+        encode_picture(image, "jpeg")
+
+
+def test_a_picture_keeps_its_channel_order() -> None:
+    red_hwc = np.zeros((4, 4, 3), np.uint8)
+    red_hwc[:, :, 0] = 255
+    decoded_bgr = cv2.imdecode(
+        np.frombuffer(encode_picture(red_hwc[::-1, ::-1], "png"), np.uint8), cv2.IMREAD_COLOR
+    )
+    assert decoded_bgr[0, 0].tolist() == [0, 0, 255]

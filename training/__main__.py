@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"surgseg-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("surgseg-train: stopped; continue with --resume", file=sys.stderr)
+        hint = "; continue with --resume" if arguments.action is _run else ""
+        print(f"surgseg-train: stopped{hint}", file=sys.stderr)
         return 130
     return 0
 

@@ -62,7 +62,9 @@ def write_video(path: Path, frames: list[np.ndarray]) -> None:
 
 def write_endovis2015_robotic(root: Path) -> None:
     gray = [np.full((48, 64, 3), 40 * index, np.uint8) for index in range(4)]
-    masks = [np.repeat(half_mask(255, 48, 64)[:, :, None], 3, axis=2)] * 4
+    parts_hw = half_mask(160, 48, 64)
+    parts_hw[24:][parts_hw[24:] > 0] = 70  # the lower half is manipulator
+    masks = [np.repeat(parts_hw[:, :, None], 3, axis=2)] * 4
     write_video(root / "Dataset1" / "Video.avi", gray)
     write_video(root / "Dataset1" / "Segmentation.avi", masks)
 

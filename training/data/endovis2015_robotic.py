@@ -1,7 +1,8 @@
 """EndoVis 2015 robotic instruments: three ex-vivo da Vinci videos, 720 x 576 at 25 fps, masks as videos.
 
 Layout: `Datasetk/Video.avi` with `Segmentation.avi`, or with `Left_` and `Right_Instrument_Segmentation.avi`. The
-masks come from kinematics and are a few pixels off; they are compressed, so instrument is where luma exceeds 127.
+masks come from kinematics and are a few pixels off. Their luma is 0 background, 70 manipulator, 160 shaft, give or take
+what compression changes: everything nearer to 70 than to 0 is instrument.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 from service.contract.geometry import Image, Mask
 from service.errors import DataError
 from training.data.samples import Sample
+
+MANIPULATOR_LUMA = 70
 
 
 def read(root: Path) -> list[Sample]:
@@ -90,4 +93,4 @@ def _load_image(path: Path, index: int) -> Image:
 
 def _load_mask(paths: tuple[Path, ...], index: int) -> Mask:
     lumas = [_open(path).frame(index).to_ndarray(format="gray") for path in paths]
-    return (np.maximum.reduce(lumas) > 127).astype(np.uint8)
+    return (np.maximum.reduce(lumas) > MANIPULATOR_LUMA // 2).astype(np.uint8)

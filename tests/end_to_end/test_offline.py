@@ -120,6 +120,8 @@ def test_ctrl_c_ends_quickly_quietly_and_keeps_what_is_finished(small_bundle: Pa
     process = subprocess.Popen(
         [sys.executable, "-m", "service", "segment", str(source), "--out", str(out), "--bundle", str(small_bundle)],
         cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+        # a shell's background job ignores Ctrl-C, and would hand that down to us and on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     ends_at = time.monotonic() + 120
     while len(list(out.glob("masks/clip/*.png"))) < 3 and time.monotonic() < ends_at:

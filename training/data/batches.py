@@ -112,6 +112,9 @@ class LabeledBatches(Dataset[tuple[Tensor, Tensor]]):
 
 def make_loader(batches: LabeledBatches, first_step: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
     """Batches from `first_step` to the end, in order, prepared ahead by worker processes."""
+    # OpenCV's own threads would fight the trainer for the cores. They must end here: in a forked worker, asking a pool
+    # that did not survive the fork to end waits for ever.
+    cv2.setNumThreads(1)
     steps = range(first_step, len(batches))
     return DataLoader(
         batches,
@@ -119,14 +122,9 @@ def make_loader(batches: LabeledBatches, first_step: int, workers: int) -> DataL
         sampler=steps,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # its own: starting a loader must not advance the run's random state
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _start_worker(_: int) -> None:
-    cv2.setNumThreads(1)  # OpenCV's own threads would fight the trainer for the cores
 
 
 def _round(pixels: float) -> int:

@@ -11,7 +11,7 @@ from service.contract.bundle import Bundle
 from service.errors import BackendError, BundleError
 
 _PROVIDER = "CPUExecutionProvider"
-_SPIN_US = 200
+_SPIN_US = 2000
 
 
 class OnnxRuntimeBackend:
@@ -52,7 +52,8 @@ def _open_session(bundle: Bundle, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Workers that spin between the operators of one run save a third of its time. Spinning on after it would burn the
-    # cores that decoding, encoding and the network need, so they give up after a fraction of a frame.
+    # cores that decoding, encoding and the network need, so they give up after
+    # little more than the longest operator that one thread runs alone.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     try:

@@ -51,9 +51,9 @@ def _open_session(bundle: Bundle, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    # Workers that spin between the operators of a run save a third of its time. Spinning on after it would burn the cores
-    # that decoding, encoding and the network need, so they give up after about the longest operator that one thread runs
-    # alone: longer than that the mask's encoding waited, on two cores.
+    # Workers that spin between the operators of a run save a third of its time. Spinning on after it would burn the
+    # cores that decoding, encoding and the network need, so they give up after about the longest operator that one
+    # thread runs alone; with longer spinning the mask's encoding waited, on two cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_US))
     try:

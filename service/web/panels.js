@@ -72,7 +72,7 @@ export class Panels {
     }
     element("new-scene").hidden = name !== "scene";
     element("size-label").hidden = name === "scene" || name === null;
-    element("placeholder").textContent = name ? "Waiting for the first frame" : "Choose a source to begin.";
+    element("empty-view").textContent = name ? "Waiting for the first frame" : "Choose a source to begin.";
   }
 
   showPaused(isPaused) {

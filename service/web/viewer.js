@@ -82,7 +82,7 @@ async function show({ header, mask, frame, roundTripMs }) {
   state.lastSequence = header.sequence;
   state.shownCapturedAtUs = header.captured_at_us;
   if (frame.capturedAtUs !== header.captured_at_us) state.mismatches += 1;
-  element("placeholder").hidden = true;
+  element("empty-view").hidden = true;
 }
 
 /** What a source talks to; it ends with the source, so that a late frame of an old one is not sent. */

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
@@ -12,11 +12,30 @@ from training.config import NetworkConfig, parse_table
 
 
 @dataclass
+class UnlabeledBatch:
+    """Unlabeled pictures `(M, 3, H, W)`, normalised float, the same ones under several appearances.
+
+    `weak_nchw` is moved, scaled and turned only. Each of `strong_nchw` has that same geometry, so a pixel is the same
+    place in all of them, with its appearance strongly changed (colour, blur, noise, smoke, GridMask, boxes, round view);
+    the matching `visible_nhw`, bool `(M, H, W)`, is False where that change hid the picture.
+    """
+
+    weak_nchw: Tensor
+    strong_nchw: tuple[Tensor, ...]
+    visible_nhw: tuple[Tensor, ...]
+
+
+@dataclass
 class Batch:
-    """Normalised float pictures `(N, 3, H, W)` and int64 class ids `(N, H, W)`."""
+    """Normalised float pictures `(N, 3, H, W)` and int64 class ids `(N, H, W)`, and unlabeled ones where a method asks.
+
+    Where a method has `labeled_parts` = 2, the first half of the pictures comes from one half of the labeled frames and
+    the second half from the other, which never share a frame.
+    """
 
     images_nchw: Tensor
     targets_nhw: Tensor
+    unlabeled: UnlabeledBatch | None = None
 
 
 class MethodOptions(BaseModel):
@@ -28,10 +47,12 @@ class MethodOptions(BaseModel):
 class Method(nn.Module):
     """Owns every network, teacher and projector it needs, so moving, saving and optimising them is one call.
 
-    `predictor` is the one network that is validated and exported.
+    `predictor` is the one network that is validated and exported; `views` are all that can be.
     """
 
     options_class: type[MethodOptions] = MethodOptions
+    labeled_parts: ClassVar[int] = 1  # disjoint parts that the labeled frames are cut into
+    strong_views: ClassVar[int] = 0  # strong views of each unlabeled picture; 0 uses no unlabeled pictures
 
     def __init__(self, options: MethodOptions, network: NetworkConfig, classes: int) -> None:
         super().__init__()
@@ -48,8 +69,22 @@ class Method(nn.Module):
     def predictor(self) -> nn.Module:
         raise TypeError(f"{type(self).__name__} must say which network predicts")
 
+    @property
+    def views(self) -> dict[str, nn.Module]:
+        """Every network that can be evaluated and exported, by name; a method of two networks has `first`, `second`
+        and `mean`. `predictor` is one of them."""
+        return {"predictor": self.predictor}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The segmentation networks that can start from another run's weights, by attribute name."""
+        raise TypeError(f"{type(self).__name__} must name its networks")
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """Named, weighted scalar losses, each with gradient; the trainer adds them up."""
+        """Named, weighted scalar losses, each with gradient; the trainer adds them up.
+
+        A term whose weight is 0 is left out.
+        """
         raise TypeError(f"{type(self).__name__} must define its losses")
 
     def after_step(self, step: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from service.errors import DataError
 from training.config import NetworkConfig, parse_table
 
 
@@ -16,7 +17,7 @@ class UnlabeledBatch:
     """Unlabeled pictures `(M, 3, H, W)`, normalised float, the same ones under several appearances.
 
     `weak_nchw` is moved, scaled and turned only. Each of `strong_nchw` has that same geometry, so a pixel is the same
-    place in all of them, with its appearance strongly changed (colour, blur, noise, smoke, GridMask, boxes, round view);
+    place in all of them, with its appearance changed strongly (colour, blur, noise, smoke, GridMask, boxes, circle);
     the matching `visible_nhw`, bool `(M, H, W)`, is False where that change hid the picture.
     """
 
@@ -36,6 +37,16 @@ class Batch:
     images_nchw: Tensor
     targets_nhw: Tensor
     unlabeled: UnlabeledBatch | None = None
+
+    def need_unlabeled(self) -> UnlabeledBatch:
+        """The unlabeled part, for a method that learns from one. Raises DataError when it is not there."""
+        if self.unlabeled is None:
+            raise DataError(
+                "The batch has no unlabeled pictures.",
+                "some for this method",
+                "Add an [[unlabeled]] table to the recipe; it may name the labeled frames again.",
+            )
+        return self.unlabeled
 
 
 class MethodOptions(BaseModel):

@@ -1,0 +1,45 @@
+"""Pseudo labels and learning from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+
+class PseudoLabels(NamedTuple):
+    """Class ids int64 `(N, H, W)` and the probability, float32 `(N, H, W)`, that their network gave them."""
+
+    targets_nhw: Tensor
+    confidence_nhw: Tensor
+
+
+@torch.no_grad()
+def make_pseudo_labels(network: nn.Module, images_nchw: Tensor) -> PseudoLabels:
+    """The most probable class of every pixel, without gradient.
+
+    `network` predicts in eval mode, as it will when it is used, and is then put back into the mode it was in: labels
+    carry no dropout noise, do not depend on what else is in the batch, and leave BatchNorm's statistics alone.
+    """
+    was_training = network.training
+    network.eval()
+    confidence, targets = network(images_nchw).float().softmax(dim=1).max(dim=1)
+    network.train(was_training)
+    return PseudoLabels(targets, confidence)
+
+
+def pseudo_label_cross_entropy(
+    logits_nchw: Tensor, labels: PseudoLabels, visible_nhw: Tensor | None = None, threshold: float = 0.0
+) -> Tensor:
+    """Cross-entropy against hard pseudo labels, the mean over the visible pixels; 0 where nothing is visible.
+
+    Pixels whose confidence is under `threshold` add 0 but still count in the mean (FixMatch, Sohn et al., 2020,
+    equation 4), so the term grows as the network becomes sure. `visible_nhw` is bool `(N, H, W)`; without it all is.
+    """
+    losses = functional.cross_entropy(logits_nchw.float(), labels.targets_nhw, reduction="none")
+    losses = losses * (labels.confidence_nhw >= threshold)
+    if visible_nhw is None:
+        return losses.mean()
+    return (losses * visible_nhw).sum() / visible_nhw.sum().clamp(min=1)

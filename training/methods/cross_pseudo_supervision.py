@@ -1,0 +1,112 @@
+"""Cross pseudo supervision (Chen, Yuan, Zeng, Wang, CVPR 2021, arXiv 2106.01226)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.config import NetworkConfig
+from training.ema import WeightAverage
+from training.losses.cutmix import draw_boxes, mix
+from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
+from training.losses.segmentation import cross_entropy, soft_dice
+from training.method import Batch, Method, MethodOptions, UnlabeledBatch
+from training.networks import build_network
+from training.networks.views import MeanOfViews
+from training.schedules import ramp_up
+
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class CrossPseudoSupervisionOptions(MethodOptions):
+    """`cross_weight` (the paper's lambda) is reached after `ramp_steps`.
+
+    `cutmix` is the share of unlabeled pictures that get a box of another one. `learn_from` is the view of an unlabeled
+    picture that the networks learn on; their pseudo labels are always made on the weak one. `predict_with` names the
+    view that is validated and exported; `average_decay` 0 takes the networks themselves, otherwise weight averages.
+    """
+
+    cross_entropy_weight: Weight = 1.0
+    dice_weight: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    cross_weight: Weight = 1.5
+    ramp_steps: Annotated[int, Field(ge=0)] = 500
+    cutmix: Share = 0.5
+    learn_from: Literal["weak", "strong"] = "strong"
+    predict_with: Literal["first", "second", "mean"] = "first"
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+
+
+class CrossPseudoSupervision(Method):
+    """Two networks from different random weights learn from all labels and from each other's hard pseudo labels.
+
+    Loss: L_s + lambda L_cps (equations 1 to 3), each the sum over both networks. Where we differ: soft Dice beside the
+    cross-entropy on labels, as every method here; lambda is ramped up, because the networks do not start from
+    ImageNet weights; pseudo labels are made in eval mode on the weak view and learned on the strong one (the paper has
+    one view, `learn_from = "weak"`); the cross loss is not applied to the labeled pictures of the batch, since a recipe
+    may list labeled frames among the unlabeled ones; CutMix, which the paper adds as an option, is used by default.
+    """
+
+    options_class = CrossPseudoSupervisionOptions
+    options: CrossPseudoSupervisionOptions
+    strong_views: ClassVar[int] = 1
+
+    def __init__(self, options: CrossPseudoSupervisionOptions, network: NetworkConfig, classes: int) -> None:
+        super().__init__(options, network, classes)
+        self.first = build_network(network.name, classes, network.options)
+        self.second = build_network(network.name, classes, network.options)
+        decay = options.average_decay
+        self.first_average = WeightAverage(self.first, decay) if decay else None
+        self.second_average = WeightAverage(self.second, decay) if decay else None
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.views[self.options.predict_with]
+
+    @property
+    def views(self) -> dict[str, nn.Module]:
+        first = self.first if self.first_average is None else self.first_average.average
+        second = self.second if self.second_average is None else self.second_average.average
+        return {"first": first, "second": second, "mean": MeanOfViews(first, second)}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "second": self.second}
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        unlabeled = batch.require_unlabeled("cross_pseudo_supervision")
+        labels_of = {
+            name: make_pseudo_labels(network, unlabeled.weak_nchw) for name, network in self.networks.items()
+        }
+        images_nchw, visible_nhw, boxes_nhw = self._unlabeled_pictures(unlabeled)
+        cross_weight = self.options.cross_weight * ramp_up(step, self.options.ramp_steps)
+        weighted: dict[str, tuple[float, Tensor]] = {}
+        for name, other in (("first", "second"), ("second", "first")):
+            # together, so that BatchNorm's statistics are those of labeled and unlabeled pictures alike
+            logits_nchw = self.networks[name](torch.cat([batch.images_nchw, images_nchw]))
+            labeled, learned = logits_nchw.tensor_split([len(batch.images_nchw)])
+            labels = PseudoLabels(*(mix(values, boxes_nhw) for values in labels_of[other]))
+            ce = cross_entropy(labeled, batch.targets_nhw, self.options.label_smoothing)
+            cross = pseudo_label_cross_entropy(learned, labels, visible_nhw)
+            weighted[f"cross_entropy_{name}"] = (self.options.cross_entropy_weight, ce)
+            weighted[f"dice_{name}"] = (self.options.dice_weight, soft_dice(labeled, batch.targets_nhw))
+            weighted[f"cross_{name}"] = (cross_weight, cross)
+        return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
+
+    def after_step(self, step: int) -> None:
+        if self.first_average is not None and self.second_average is not None:
+            self.first_average.update(self.first)
+            self.second_average.update(self.second)
+
+    def _unlabeled_pictures(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """The mixed pictures to learn on, what is visible in them, and the boxes that were mixed."""
+        images_nchw, visible_nhw = unlabeled.strong_nchw[0], unlabeled.visible_nhw[0]
+        if self.options.learn_from == "weak":
+            images_nchw, visible_nhw = unlabeled.weak_nchw, torch.ones_like(visible_nhw)
+        count, _, height, width = images_nchw.shape
+        boxes_nhw = draw_boxes(count, (height, width), self.options.cutmix, images_nchw.device)
+        return mix(images_nchw, boxes_nhw), mix(visible_nhw, boxes_nhw), boxes_nhw

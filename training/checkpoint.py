@@ -82,7 +82,8 @@ class Checkpoint:
     @property
     def data_sources(self) -> tuple[DataSource, ...]:
         """What the model card says of the data it learned from."""
-        return tuple(data.card for data in self.recipe.labeled if data.card is not None)
+        used = (*self.recipe.labeled, *self.recipe.unlabeled)
+        return tuple(data.card for data in used if data.card is not None)
 
     def build_method(self) -> Method:
         """The method with the checkpoint's weights."""
@@ -92,12 +93,20 @@ class Checkpoint:
         method.load_state_dict(self.state["method"])
         return method
 
-    def build_predictor(self) -> nn.Module:
+    def build_predictor(self, view: str | None = None) -> nn.Module:
         """The network to export, in eval mode and float32: normalised float `(N, 3, H, W)` to logits `(N, C, H, W)`.
 
-        Its buffers `mean` and `std` are the channel statistics for pictures scaled to 0..1.
+        `view` names one of the method's views, None its predictor; raises DataError when it has no such view. Its
+        buffers `mean` and `std` are the channel statistics for pictures scaled to 0..1.
         """
-        predictor = self.build_method().predictor.float().eval()
+        method = self.build_method()
+        if view is not None and view not in method.views:
+            raise DataError(
+                f"The method {self.method} has no view {view!r}.",
+                f"one of {', '.join(method.views)}",
+                "Choose one of them with --view, or leave it out.",
+            )
+        predictor = (method.predictor if view is None else method.views[view]).float().eval()
         predictor.register_buffer("mean", torch.tensor(MEAN), persistent=False)
         predictor.register_buffer("std", torch.tensor(DEVIATION), persistent=False)
         return predictor

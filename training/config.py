@@ -27,6 +27,8 @@ class DataConfig(_Strict):
     """One data set: `source` is READER:PATH, `split` and `part` choose frames, `weight` how often it is drawn.
 
     `aspect` is the range of true width / height to restore pictures of unknown aspect to; empty keeps their own.
+    `share` keeps that share of every video's frames, spread over the video, chosen by `share_seed`. `screen` leaves out
+    frames that are not worth learning from (black, out of the body, doubles); for unlabeled data only.
     """
 
     source: str
@@ -34,6 +36,9 @@ class DataConfig(_Strict):
     part: str = ""
     weight: Annotated[float, Field(gt=0)] = 1.0
     aspect: tuple[float, ...] = ()
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    share_seed: int = 0
+    screen: bool = False
     card: DataSource | None = None
 
 
@@ -72,17 +77,30 @@ class AugmentConfig(_Strict):
     view_circle: Share = 0.3
     shade: Share = 0.3
     cutout: Share = 0.15
+    grid_mask: Share = 0.0
     paste: Share = 0.3
 
 
+# Appearance only: an unlabeled picture is moved and scaled by [augment], once for all its views. `paste` lays a labeled
+# picture's instruments over it, in all its views.
+STRONG = AugmentConfig(
+    colour=1.0, grayscale=0.2, blur=0.5, noise=0.4, jpeg=0.3, smoke=0.3, shade=0.4, grid_mask=0.4, paste=0.0
+)
+
+
 class Recipe(_Strict):
-    """Everything that decides a training run; saved with every checkpoint."""
+    """Everything that decides a training run; saved with every checkpoint.
+
+    `init_from` is a checkpoint whose weights the method's networks start from, where names and shapes agree.
+    """
 
     name: str
     description: str = ""
     seed: int = 0
     steps: Positive = 1000
     batch_size: Positive = 8
+    unlabeled_batch_size: Positive = 8
+    init_from: str = ""
     workers: Annotated[int, Field(ge=0)] = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -96,11 +114,13 @@ class Recipe(_Strict):
         ClassInfo(id=1, name="instrument", colour=(0, 224, 160)),
     )
     labeled: tuple[DataConfig, ...] = Field(min_length=1)
+    unlabeled: tuple[DataConfig, ...] = ()
     validation: tuple[DataConfig, ...] = Field(min_length=1)
     network: NetworkConfig = NetworkConfig()
     method: dict[str, Any] = {"name": "supervised"}
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
+    strong: AugmentConfig = STRONG
 
     @property
     def method_name(self) -> str:

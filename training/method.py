@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from service.errors import DataError
 from training.config import NetworkConfig, parse_table
+from training.ema import WeightAverage
 
 
 @dataclass
@@ -18,12 +20,14 @@ class UnlabeledBatch:
 
     `weak_nchw` is moved, scaled and turned only. Each of `strong_nchw` has that same geometry, so a pixel is the same
     place in all of them, with its appearance changed strongly (colour, blur, noise, smoke, GridMask, boxes, circle);
-    the matching `visible_nhw`, bool `(M, H, W)`, is False where that change hid the picture.
+    the matching `visible_nhw`, bool `(M, H, W)`, is False where that change hid the picture. `known_nhw`, int64
+    `(M, H, W)`, is the class of what was pasted from labeled pictures ([strong] paste), and 0 elsewhere.
     """
 
     weak_nchw: Tensor
     strong_nchw: tuple[Tensor, ...]
     visible_nhw: tuple[Tensor, ...]
+    known_nhw: Tensor
 
 
 @dataclass
@@ -38,13 +42,13 @@ class Batch:
     targets_nhw: Tensor
     unlabeled: UnlabeledBatch | None = None
 
-    def need_unlabeled(self) -> UnlabeledBatch:
-        """The unlabeled part, for a method that learns from one. Raises DataError when it is not there."""
+    def require_unlabeled(self, method: str) -> UnlabeledBatch:
+        """The unlabeled part. Raises DataError when there is none."""
         if self.unlabeled is None:
             raise DataError(
-                "The batch has no unlabeled pictures.",
-                "some for this method",
-                "Add an [[unlabeled]] table to the recipe; it may name the labeled frames again.",
+                f"{method} got no unlabeled pictures.",
+                "an unlabeled batch",
+                "Add [[unlabeled]] to the recipe.",
             )
         return self.unlabeled
 
@@ -90,6 +94,20 @@ class Method(nn.Module):
     def networks(self) -> dict[str, nn.Module]:
         """The segmentation networks that can start from another run's weights, by attribute name."""
         raise TypeError(f"{type(self).__name__} must name its networks")
+
+    @torch.no_grad()
+    def start_from(self, weights: dict[str, Tensor]) -> int:
+        """Copy weights into every network and every average of one, where names and shapes agree; how many did."""
+        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
+        matched = 0
+        for network in [*self.networks.values(), *averages]:
+            current = network.state_dict()
+            fitting = {
+                name: w for name, w in weights.items() if name in current and current[name].shape == w.shape
+            }
+            network.load_state_dict(fitting, strict=False)
+            matched = len(fitting)
+        return matched
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalar losses, each with gradient; the trainer adds them up.

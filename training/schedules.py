@@ -1,4 +1,4 @@
-"""What changes with the step: the learning rate and the picture size. Pure functions of the step."""
+"""What changes with the step (learning rate, weight of unlabeled terms, picture size): pure functions of the step."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ def learning_rate_factor(step: int, steps: int, warmup_steps: int, shape: str, p
     if shape == "poly":
         return float((1 - progress) ** power)
     return 1.0
+
+
+def ramp_up(step: int, ramp_steps: int) -> float:
+    """The Gaussian ramp exp(-5 (1 - t)^2), t = step / ramp_steps up to 1 (Laine and Aila, 2017); 1 without a ramp."""
+    if ramp_steps == 0:
+        return 1.0
+    return math.exp(-5 * (1 - min(1.0, step / ramp_steps)) ** 2)
 
 
 def progressive_scale(step: int, steps: int, stages: tuple[tuple[float, float], ...]) -> float:

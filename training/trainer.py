@@ -22,10 +22,10 @@ from tqdm import tqdm
 from service.errors import DataError
 from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_checkpoint
 from training.config import OptimizerConfig, Recipe
-from training.data.batches import LabeledBatches, Pool, make_loader, open_pools
+from training.data.batches import PictureBatch, Pool, TrainingBatches, make_loader, open_pools
 from training.data.splits import hash_parts
 from training.evaluate import Evaluation, Predict, evaluate_samples
-from training.method import Batch, Method
+from training.method import Batch, Method, UnlabeledBatch
 from training.methods import build_method
 from training.schedules import learning_rate_factor
 
@@ -47,11 +47,13 @@ class Trainer:
         torch.set_num_threads(len(os.sched_getaffinity(0)))  # torch's own default leaves hyper-threads idle
         self.training_pools = open_pools(recipe.labeled)
         self.validation_pools = open_pools(recipe.validation)
-        self.split_hash = _hash_pools(self.training_pools, self.validation_pools)
         torch.manual_seed(recipe.seed)
-        self.method = build_method(
-            recipe.method_name, recipe.method_options, recipe.network, len(recipe.classes)
-        ).to(self.device, memory_format=torch.channels_last)
+        method = build_method(recipe.method_name, recipe.method_options, recipe.network, len(recipe.classes))
+        self.unlabeled_pools = open_unlabeled(recipe) if method.strong_views else []
+        self.split_hash = _hash_pools(self.training_pools, self.unlabeled_pools, self.validation_pools)
+        if recipe.init_from:
+            start_from(method, Path(recipe.init_from))
+        self.method = method.to(self.device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         self.commit = read_commit()  # now: the checkout may move on while this process trains
         self.step = 0
@@ -76,16 +78,17 @@ class Trainer:
     def run(self, progress: bool = True, stop_at: int | None = None) -> None:
         """Train to the recipe's last step, or to `stop_at`. Raises DataError when a loss is not finite."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        batches = LabeledBatches(self.training_pools, self.recipe)
+        parts, strong_views = self.method.labeled_parts, self.method.strong_views
+        batches = TrainingBatches(self.recipe, self.training_pools, self.unlabeled_pools, parts, strong_views)
         batches.load_all()
         last_step = min(self.recipe.steps, stop_at or self.recipe.steps)
         bar = tqdm(total=self.recipe.steps, initial=self.step, unit="step", disable=not progress)
         with SummaryWriter(str(self.folder), purge_step=self.step) as board, bar:
-            for images, targets in make_loader(batches, self.step, self.recipe.workers):
+            for pictures in make_loader(batches, self.step, self.recipe.workers):
                 if self.step >= last_step:
                     break
                 started = time.perf_counter()
-                losses = self._train_step(images, targets)
+                losses = self._train_step(self._to_batch(pictures))
                 self.step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{sum(losses.values()):.3f}", dice=f"{self.best_dice:.3f}")
@@ -93,16 +96,27 @@ class Trainer:
                 self._log(board, {**losses, "pictures_per_s": self.recipe.batch_size / seconds}, "train")
                 self._validate_and_save(board, last_step)
 
-    def _train_step(self, images: Tensor, targets: Tensor) -> dict[str, float]:
+    def _to_batch(self, pictures: PictureBatch) -> Batch:
+        def to_input(images: Tensor) -> Tensor:
+            moved = images.to(self.device, non_blocking=True)
+            return normalise(moved).contiguous(memory_format=torch.channels_last)
+
+        batch = Batch(to_input(pictures.images), pictures.targets.to(self.device, non_blocking=True))
+        if pictures.weak is not None and pictures.known is not None:
+            batch.unlabeled = UnlabeledBatch(
+                to_input(pictures.weak),
+                tuple(to_input(view) for view in pictures.strong),
+                tuple(view.to(self.device, non_blocking=True) for view in pictures.visible),
+                pictures.known.to(self.device, non_blocking=True),
+            )
+        return batch
+
+    def _train_step(self, batch: Batch) -> dict[str, float]:
         config = self.recipe.optimizer
         factor = learning_rate_factor(self.step, self.recipe.steps, config.warmup_steps, config.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * factor
         self.method.train()
-        images_nchw = normalise(images.to(self.device, non_blocking=True)).contiguous(
-            memory_format=torch.channels_last
-        )
-        batch = Batch(images_nchw, targets.to(self.device, non_blocking=True))
         with self._autocast():
             losses = self.method.losses(batch, self.step)
         values = {name: float(loss.detach()) for name, loss in losses.items()}
@@ -217,6 +231,28 @@ def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
             )
 
 
-def _hash_pools(training: list[Pool], validation: list[Pool]) -> str:
-    parts = {"train": training, "validation": validation}
+def open_unlabeled(recipe: Recipe) -> list[Pool]:
+    """The unlabeled data of a recipe. Raises DataError when it names none."""
+    if not recipe.unlabeled:
+        raise DataError(
+            f"The recipe {recipe.name} has no unlabeled data.",
+            f"[[unlabeled]] tables, which {recipe.method_name} learns from",
+            'Add one, or use method.name = "supervised".',
+        )
+    return open_pools(recipe.unlabeled, labeled=False)
+
+
+def start_from(method: Method, path: Path) -> None:
+    """Copy the predictor of a checkpoint into every network of a method, where names and shapes agree."""
+    weights = load_checkpoint(path).build_predictor().state_dict()
+    matched = method.start_from(weights)
+    if not matched:
+        raise DataError(
+            f"No weight of {path} fits this network.", "a checkpoint of the same network", "Check init_from."
+        )
+    print(f"{matched} of {len(weights)} tensors start from {path}")
+
+
+def _hash_pools(training: list[Pool], unlabeled: list[Pool], validation: list[Pool]) -> str:
+    parts = {"train": training, "validation": validation} | ({"unlabeled": unlabeled} if unlabeled else {})
     return hash_parts({part: [s for pool in pools for s in pool.samples] for part, pools in parts.items()})

@@ -11,7 +11,7 @@ import torch
 from service.errors import DataError
 from tests.training.small_runs import small_recipe
 from training.checkpoint import load_checkpoint
-from training.data.batches import LabeledBatches, make_loader, open_pools
+from training.data.batches import TrainingBatches, make_loader, open_pools
 from training.trainer import BEST, LAST, LOG, Trainer
 
 
@@ -40,13 +40,14 @@ def test_resuming_equals_never_having_stopped(tmp_path: Path) -> None:
 
 def test_batches_depend_on_the_step_alone_not_on_worker_processes(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
-    batches = LabeledBatches(open_pools(recipe.labeled), recipe)
+    labeled, unlabeled = open_pools(recipe.labeled), open_pools(recipe.labeled, labeled=False)
+    batches = TrainingBatches(recipe, labeled, unlabeled, parts=2, strong_views=2)
     alone = list(make_loader(batches, 2, workers=0))
     with_worker = list(make_loader(batches, 2, workers=1))
     assert len(alone) == len(with_worker) == recipe.steps - 2
-    for (images, targets), (other_images, other_targets) in zip(alone, with_worker, strict=True):
-        assert torch.equal(images, other_images) and torch.equal(targets, other_targets)
-    assert not torch.equal(alone[0][0], alone[1][0])
+    for one, other in zip(alone, with_worker, strict=True):
+        torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0)
+    assert not torch.equal(alone[0].images, alone[1].images)
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_validation_dice(tmp_path: Path) -> None:

@@ -69,9 +69,9 @@ def paste_instruments(
 def change_appearance(
     image_hwc: Image, mask_hw: Mask, config: AugmentConfig, rng: Generator
 ) -> tuple[Image, Mask]:
-    """Colour, shade, smoke, blur, noise, compression, a round view and boxes, each with its own probability.
+    """Colour, shade, smoke, blur, noise, compression, a round view, boxes and a grid, each with its own probability.
 
-    The round view and the boxes hide what lies under them, in the mask as well.
+    The round view, the boxes and the grid hide what lies under them, in the mask as well.
     """
     if rng.random() < config.colour:
         image_hwc = _change_colour(image_hwc, rng)
@@ -92,6 +92,8 @@ def change_appearance(
         image_hwc, mask_hw = _look_through_circle(image_hwc, mask_hw, rng)
     if rng.random() < config.cutout:
         image_hwc, mask_hw = _cover_boxes(image_hwc, mask_hw, rng)
+    if rng.random() < config.grid_mask:
+        image_hwc, mask_hw = _cover_grid(image_hwc, mask_hw, rng)
     if rng.random() < config.jpeg:
         _, encoded = cv2.imencode(".jpg", image_hwc, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(30, 90))])
         image_hwc = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
@@ -172,3 +174,14 @@ def _cover_boxes(image_hwc: Image, mask_hw: Mask, rng: Generator) -> tuple[Image
         image_hwc[top : top + box_height, left : left + box_width] = rng.integers(0, 40)
         mask_hw[top : top + box_height, left : left + box_width] = 0
     return image_hwc, mask_hw
+
+
+def _cover_grid(image_hwc: Image, mask_hw: Mask, rng: Generator) -> tuple[Image, Mask]:
+    """GridMask (Chen et al., 2020): black squares on a regular grid, a third to a half of each period wide."""
+    height, width = mask_hw.shape
+    period = int(rng.integers(height // 8, height // 2))
+    covered = max(1, int(period * rng.uniform(0.33, 0.5)))
+    top, left = rng.integers(0, period, 2)
+    rows, columns = (np.arange(height) + top) % period < covered, (np.arange(width) + left) % period < covered
+    shown = (~np.outer(rows, columns)).astype(np.uint8)
+    return image_hwc * shown[:, :, None], mask_hw * shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,11 +18,13 @@ from training.config import DataConfig, Recipe
 from training.data import open_data
 from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
 from training.data.samples import Sample
-from training.data.splits import select_part
+from training.data.splits import select_part, take_share
 from training.schedules import progressive_scale
 
 CACHE_LIMIT_BYTES = 4 * 2**30
 STRIDE = 32
+# the second entry of a generator's seed, so that labeled and unlabeled pictures are drawn independently
+LABELED, UNLABELED = 0, 1
 
 
 @dataclass
@@ -32,49 +35,105 @@ class Pool:
     samples: list[Sample]
 
 
-def open_pools(configs: Sequence[DataConfig]) -> list[Pool]:
-    """Read every data set of a recipe and select its part. Raises DataError where a frame has no mask."""
+class PictureBatch(NamedTuple):
+    """One step's pictures as uint8 `(N, 3, H, W)`, class ids int64 `(N, H, W)`; see training.method.UnlabeledBatch."""
+
+    images: Tensor
+    targets: Tensor
+    weak: Tensor | None = None
+    strong: tuple[Tensor, ...] = ()
+    visible: tuple[Tensor, ...] = ()
+    known: Tensor | None = None
+
+
+def open_pools(configs: Sequence[DataConfig], labeled: bool = True) -> list[Pool]:
+    """Read every data set of a recipe and select its part. Raises DataError where a labeled frame has no mask."""
     pools = []
     for config in configs:
         samples = list(open_data(config.source))
         if config.split:
             samples = select_part(samples, config.split, config.part)
+        if config.share < 1:
+            samples = take_share(samples, config.share, config.share_seed)
         unlabeled = next((sample for sample in samples if sample.load_mask is None), None)
-        if unlabeled is not None:
+        if labeled and unlabeled is not None:
             raise DataError(
                 f"{config.source} is unlabeled (first {unlabeled.sample_id}).",
                 "a mask for every frame",
-                "Label it.",
+                "Label it, or name it under [[unlabeled]].",
             )
         pools.append(Pool(config, samples))
     return pools
 
 
-class LabeledBatches(Dataset[tuple[Tensor, Tensor]]):
-    """Item `step` is that step's batch: pictures uint8 `(N, 3, H, W)` and class ids int64 `(N, H, W)`.
+class Drawer:
+    """Draws frames of several pools by their weights; keeps them decoded in memory while they fit."""
 
-    Pictures are kept decoded in memory while they fit into 4 GiB.
-    """
-
-    def __init__(self, pools: Sequence[Pool], recipe: Recipe) -> None:
-        self._recipe = recipe
+    def __init__(self, pools: Sequence[Pool], parts: int = 1, seed: int = 0) -> None:
+        """`parts` cuts the frames of every pool at random into that many disjoint parts. Raises DataError."""
         self._samples = [(sample, pool.config) for pool in pools for sample in pool.samples]
-        weights = np.concatenate([np.full(len(p.samples), p.config.weight / len(p.samples)) for p in pools])
-        self._probabilities = weights / weights.sum()
-        self._cache: dict[int, tuple[Image, Mask]] = {}
+        weights = [np.full(len(p.samples), p.config.weight / len(p.samples)) for p in pools]
+        rng = np.random.default_rng(seed)
+        part_of = np.concatenate([rng.permutation(len(p.samples)) % parts for p in pools])
+        self._probabilities = []
+        for part in range(parts):
+            chances = np.concatenate(weights) * (part_of == part)
+            if not chances.any():
+                raise DataError(
+                    f"There are {len(self._samples)} labeled frames for {parts} disjoint parts.",
+                    "at least one labeled frame for each part",
+                    "Label more frames, or use a method of one network.",
+                )
+            self._probabilities.append(chances / chances.sum())
+        self._cache: dict[int, tuple[Image, Mask | None]] = {}
+
+    def load_all(self, limit_bytes: int, with_masks: bool) -> int:
+        """Decode everything that fits now, before worker processes are forked, so that they share the memory.
+
+        Gives the bytes it took.
+        """
+        used = 0
+        for index, (sample, _) in enumerate(self._samples):
+            image_hwc, mask_hw = sample.load() if with_masks else (sample.load_image(), None)
+            used += image_hwc.nbytes + (0 if mask_hw is None else mask_hw.nbytes)
+            if used > limit_bytes:
+                break
+            self._cache[index] = (image_hwc, mask_hw)
+        return used
+
+    def draw(self, rng: np.random.Generator, part: int = 0) -> tuple[Image, Mask, DataConfig]:
+        """One frame of a part, its mask (all zero for an unlabeled one), and the data it is from."""
+        index = int(rng.choice(len(self._samples), p=self._probabilities[part]))
+        sample, config = self._samples[index]
+        image_hwc, mask_hw = self._cache.get(index) or sample.load()
+        return image_hwc, np.zeros(image_hwc.shape[:2], np.uint8) if mask_hw is None else mask_hw, config
+
+
+class TrainingBatches(Dataset[PictureBatch]):
+    """Item `step` is that step's batch."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        labeled: Sequence[Pool],
+        unlabeled: Sequence[Pool],
+        parts: int = 1,
+        strong_views: int = 0,
+    ) -> None:
+        self._recipe = recipe
+        self._parts = parts
+        self._strong_views = strong_views
+        self._labeled = Drawer(labeled, parts, recipe.seed)
+        self._unlabeled = Drawer(unlabeled) if strong_views else None
 
     def __len__(self) -> int:
         return self._recipe.steps
 
     def load_all(self) -> None:
-        """Decode everything that fits now, before worker processes are forked, so that they share the memory."""
-        used = 0
-        for index in range(len(self._samples)):
-            image_hwc, mask_hw = self._load(index)
-            used += image_hwc.nbytes + mask_hw.nbytes
-            if used > CACHE_LIMIT_BYTES:
-                return
-            self._cache[index] = (image_hwc, mask_hw)
+        """Decode into memory what fits into 4 GiB. Raises DataError naming a file that cannot be read."""
+        used = self._labeled.load_all(CACHE_LIMIT_BYTES, with_masks=True)
+        if self._unlabeled is not None:
+            self._unlabeled.load_all(CACHE_LIMIT_BYTES - used, with_masks=False)
 
     def canvas(self, step: int) -> tuple[int, int]:
         """Height and width of the pictures at `step`, multiples of the encoder's stride."""
@@ -82,35 +141,59 @@ class LabeledBatches(Dataset[tuple[Tensor, Tensor]]):
         size = self._recipe.input_size
         return _round(size.height * scale), _round(size.width * scale)
 
-    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
-        canvas = self.canvas(step)
-        images = np.empty((self._recipe.batch_size, *canvas, 3), np.uint8)
-        masks = np.empty((self._recipe.batch_size, *canvas), np.int64)
-        for position in range(self._recipe.batch_size):
-            rng = np.random.default_rng([self._recipe.seed, step, position])
-            images[position], masks[position] = self._draw(canvas, rng)
-        return torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks)
+    def __getitem__(self, step: int) -> PictureBatch:
+        canvas, count = self.canvas(step), self._recipe.batch_size
+        drawn = []
+        for position in range(count):
+            rng = np.random.default_rng([self._recipe.seed, step, position, LABELED])
+            drawn.append(self._draw_labeled(canvas, position * self._parts // count, rng))
+        images, targets = zip(*drawn, strict=True)
+        batch = PictureBatch(_stack_images(images), torch.from_numpy(np.stack(targets).astype(np.int64)))
+        if self._unlabeled is None:
+            return batch
+        seeds = ([self._recipe.seed, step, i, UNLABELED] for i in range(self._recipe.unlabeled_batch_size))
+        weak, *strong = zip(
+            *(self._draw_unlabeled(canvas, np.random.default_rng(s)) for s in seeds), strict=True
+        )
+        return batch._replace(
+            weak=_stack_images([image for image, _ in weak]),
+            known=torch.from_numpy(np.stack([known for _, known in weak]).astype(np.int64)),
+            strong=tuple(_stack_images([image for image, _ in view]) for view in strong),
+            visible=tuple(torch.from_numpy(np.stack([seen for _, seen in view]) > 0) for view in strong),
+        )
 
-    def _draw(self, canvas: tuple[int, int], rng: np.random.Generator) -> tuple[Image, Mask]:
+    def _draw_labeled(
+        self, canvas: tuple[int, int], part: int, rng: np.random.Generator
+    ) -> tuple[Image, Mask]:
         config = self._recipe.augment
-        image_hwc, mask_hw = self._warped(canvas, rng)
+        image_hwc, mask_hw = self._warped(self._labeled, canvas, part, rng)
         if rng.random() < config.paste:
-            image_hwc, mask_hw = paste_instruments(image_hwc, mask_hw, *self._warped(canvas, rng))
+            image_hwc, mask_hw = paste_instruments(
+                image_hwc, mask_hw, *self._warped(self._labeled, canvas, part, rng)
+            )
         return change_appearance(image_hwc, mask_hw, config, rng)
 
-    def _warped(self, canvas: tuple[int, int], rng: np.random.Generator) -> tuple[Image, Mask]:
-        index = int(rng.choice(len(self._samples), p=self._probabilities))
-        image_hwc, mask_hw = self._cache.get(index) or self._load(index)
-        aspect = self._samples[index][1].aspect
-        return warp_to_canvas(image_hwc, mask_hw, canvas, aspect, self._recipe.augment, rng)
+    def _draw_unlabeled(self, canvas: tuple[int, int], rng: np.random.Generator) -> list[tuple[Image, Mask]]:
+        """The weak view with the classes of what was pasted, and each strong one with 1 where it is visible."""
+        assert self._unlabeled is not None
+        config = self._recipe.strong
+        image_hwc, _ = self._warped(self._unlabeled, canvas, 0, rng)
+        known_hw = np.zeros(canvas, np.uint8)
+        if rng.random() < config.paste:
+            pasted = self._warped(self._labeled, canvas, int(rng.integers(self._parts)), rng)
+            image_hwc, known_hw = paste_instruments(image_hwc, known_hw, *pasted)
+        everything = np.ones(canvas, np.uint8)
+        strong = [change_appearance(image_hwc, everything, config, rng) for _ in range(self._strong_views)]
+        return [(image_hwc, known_hw), *strong]
 
-    def _load(self, index: int) -> tuple[Image, Mask]:
-        image_hwc, mask_hw = self._samples[index][0].load()
-        assert mask_hw is not None  # open_pools refuses unlabeled frames
-        return image_hwc, mask_hw
+    def _warped(
+        self, drawer: Drawer, canvas: tuple[int, int], part: int, rng: np.random.Generator
+    ) -> tuple[Image, Mask]:
+        image_hwc, mask_hw, data = drawer.draw(rng, part)
+        return warp_to_canvas(image_hwc, mask_hw, canvas, data.aspect, self._recipe.augment, rng)
 
 
-def make_loader(batches: LabeledBatches, first_step: int, workers: int) -> DataLoader[tuple[Tensor, Tensor]]:
+def make_loader(batches: TrainingBatches, first_step: int, workers: int) -> DataLoader[PictureBatch]:
     """Batches from `first_step` to the end, in order, prepared ahead by worker processes."""
     # OpenCV's own threads would fight the trainer for the cores. They must end here: in a forked worker, asking a pool
     # that did not survive the fork to end waits for ever.
@@ -125,6 +208,10 @@ def make_loader(batches: LabeledBatches, first_step: int, workers: int) -> DataL
         generator=torch.Generator(),  # its own: starting a loader must not advance the run's random state
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _stack_images(images: Sequence[Image]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
 def _round(pixels: float) -> int:

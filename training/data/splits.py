@@ -11,6 +11,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from service.errors import DataError
 from training.data.samples import Sample
 
@@ -57,6 +59,22 @@ def select_part(samples: Sequence[Sample], split: str, part: str) -> list[Sample
             "Complete the data set, or make a split of what is there.",
         )
     return [by_id[sample_id] for sample_id in ids[part]]
+
+
+def take_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
+    """That share of every video's frames, at least one of each, one from each of as many equal stretches.
+
+    Neighbouring frames are alike, so the first ones, or a run of them, would be worth less than their number.
+    """
+    videos: dict[str, list[Sample]] = {}
+    for sample in samples:
+        videos.setdefault(sample.video, []).append(sample)
+    rng = np.random.default_rng(seed)
+    kept = []
+    for frames in videos.values():
+        count = max(1, round(share * len(frames)))
+        kept += [frames[int((i + rng.random()) * len(frames) / count)] for i in range(count)]
+    return kept
 
 
 def hash_parts(parts: dict[str, Sequence[Sample]]) -> str:

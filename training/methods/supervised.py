@@ -40,6 +40,10 @@ class Supervised(Method):
     def predictor(self) -> nn.Module:
         return self.network if self.average is None else self.average.average
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         logits_nchw = self.network(batch.images_nchw)
         ce = cross_entropy(logits_nchw, batch.targets_nhw, self.options.label_smoothing)

@@ -1,0 +1,101 @@
+"""Mean Teacher (Tarvainen and Valpola, 2017): the average of the student's weights teaches it on unlabeled pictures."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+import torch.nn.functional as functional
+from pydantic import Field
+from torch import Tensor, nn
+
+from training.config import NetworkConfig
+from training.ema import WeightAverage
+from training.losses.consistency import CONSISTENCIES
+from training.losses.segmentation import IGNORED, cross_entropy, soft_dice
+from training.method import Batch, Method, MethodOptions, UnlabeledBatch
+from training.networks import build_network
+from training.schedules import ramp_up
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class MeanTeacherOptions(MethodOptions):
+    """`consistency` is `squared` (the paper's) or `cross_entropy` against the teacher's probabilities.
+
+    Pixels of which the teacher is less sure than `threshold` do not count. `doubt` > 0 also leaves a labeled background
+    pixel out of the supervised terms where the teacher is at least that sure of a foreground class: for coarse labels
+    that miss things.
+    """
+
+    cross_entropy_weight: Weight = 1.0
+    dice_weight: Weight = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.998
+    consistency: Literal["squared", "cross_entropy"] = "cross_entropy"
+    consistency_weight: Weight = 1.0
+    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ramp_steps: Annotated[int, Field(ge=0)] = 200
+    doubt: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+
+class MeanTeacher(Method):
+    """The teacher sees the weak view, the student the strong one of the same geometry; the teacher predicts.
+
+    Deviations: strong against weak view instead of two draws of the same noise; labeled and unlabeled pictures pass
+    the student in one batch, so that BatchNorm sees both.
+    """
+
+    options_class = MeanTeacherOptions
+    options: MeanTeacherOptions
+    strong_views: ClassVar[int] = 1
+
+    def __init__(self, options: MeanTeacherOptions, network: NetworkConfig, classes: int) -> None:
+        super().__init__(options, network, classes)
+        self.network = build_network(network.name, classes, network.options)
+        self.teacher = WeightAverage(self.network, options.average_decay)
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.teacher.average
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        unlabeled, options = batch.require_unlabeled("mean_teacher"), self.options
+        labeled = len(batch.images_nchw)
+        logits_nchw = self.network(torch.cat([batch.images_nchw, unlabeled.strong_nchw[0]]))
+        taught_nchw = self._teach(unlabeled)
+        counted_nhw = unlabeled.visible_nhw[0] & (taught_nchw.amax(dim=1) >= options.threshold)
+        targets_nhw = self._doubt_labels(batch) if options.doubt else batch.targets_nhw
+        consistency = CONSISTENCIES[options.consistency](logits_nchw[labeled:], taught_nchw, counted_nhw)
+        weight = options.consistency_weight * ramp_up(step, options.ramp_steps)
+        terms = {
+            "cross_entropy": options.cross_entropy_weight
+            * cross_entropy(logits_nchw[:labeled], targets_nhw, options.label_smoothing),
+            "dice": options.dice_weight * soft_dice(logits_nchw[:labeled], targets_nhw),
+            "consistency": weight * consistency,
+        }
+        used = {"cross_entropy": options.cross_entropy_weight, "dice": options.dice_weight}
+        used["consistency"] = options.consistency_weight
+        return {name: term for name, term in terms.items() if used[name] > 0}
+
+    @torch.no_grad()
+    def _teach(self, unlabeled: UnlabeledBatch) -> Tensor:
+        """The teacher's probabilities for the weak view; certainty where pasted instruments are known."""
+        taught_nchw = self.teacher.average(unlabeled.weak_nchw).float().softmax(dim=1)
+        known_nchw = (
+            functional.one_hot(unlabeled.known_nhw, self.classes).movedim(-1, 1).to(taught_nchw.dtype)
+        )
+        return torch.where((unlabeled.known_nhw > 0).unsqueeze(1), known_nchw, taught_nchw)
+
+    @torch.no_grad()
+    def _doubt_labels(self, batch: Batch) -> Tensor:
+        taught_nchw = self.teacher.average(batch.images_nchw).float().softmax(dim=1)
+        missed_nhw = (batch.targets_nhw == 0) & (taught_nchw[:, 1:].amax(dim=1) >= self.options.doubt)
+        return batch.targets_nhw.masked_fill(missed_nhw, IGNORED)
+
+    def after_step(self, step: int) -> None:
+        self.teacher.update(self.network)

@@ -40,6 +40,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     run.set_defaults(action=_run)
     evaluate = commands.add_parser("evaluate", help="measure a checkpoint on labeled data")
     evaluate.add_argument("checkpoint", type=Path)
+    evaluate.add_argument("--view", metavar="NAME", help="the view to measure (default: what predicts)")
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
     return parser.parse_args(argv)
@@ -70,7 +71,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     device = choose_device("auto")
-    predict = make_predict(checkpoint.build_predictor().to(device), device)
+    predict = make_predict(checkpoint.build_predictor(arguments.view).to(device), device)
     run_evaluation(arguments, predict, checkpoint.input_size, checkpoint.recipe.fit, len(checkpoint.classes))
 
 

@@ -57,3 +57,4 @@ def test_the_networks_are_held_not_copied(views: MeanOfViews) -> None:
     views.eval()
     assert not views.first.training
     assert not views.second.training
+    assert not MeanOfViews(views.first, views.second).training

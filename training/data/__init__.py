@@ -16,7 +16,9 @@ READERS = {
     "surgical_web_frames": "training.data.surgical_web_frames:read",
     "intermountain": "training.data.intermountain:read",
     "folder": "training.data.folder:read",
+    "video": "training.data.video_pool:read",
 }
+FILE_READERS = frozenset({"video"})  # PATH may be a file
 
 
 def open_data(spec: str) -> Sequence[Sample]:
@@ -36,7 +38,7 @@ def open_data(spec: str) -> Sequence[Sample]:
         hint = f"Did you mean {near[0]}?" if near else "Use the folder reader for data of your own."
         raise DataError(f"There is no reader {name!r}.", f"one of {', '.join(READERS)}", hint)
     root = Path(path)
-    if not root.is_dir():
+    if not root.is_dir() and not (name in FILE_READERS and root.is_file()):
         raise DataError(
             f"There is no folder {path}.", f"the root of {name}", "Check the path (docs/datasets.md)."
         )

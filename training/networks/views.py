@@ -11,13 +11,14 @@ from torch import Tensor, nn
 class MeanOfViews(nn.Module):
     """Two networks that predict as one: the softmax of its logits is the mean of their probabilities.
 
-    The networks are held, not copied: moving or switching this module to eval mode does so to them.
+    The networks are held, not copied: moving this module or switching its mode does so to them; it starts in theirs.
     """
 
     def __init__(self, first: nn.Module, second: nn.Module) -> None:
         super().__init__()
         self.first = first
         self.second = second
+        self.training = first.training and second.training
 
     def forward(self, images_nchw: Tensor) -> Tensor:
         """Logits `(N, C, H, W)`, float32: log((softmax(first) + softmax(second)) / 2), so never above 0."""

@@ -23,6 +23,7 @@ LIVE_OPTIONS: dict[str, dict[str, Any]] = {
     "mean_teacher": {"ramp_steps": 0},
     "cross_pseudo_supervision": {"ramp_steps": 0},
     "unimatch": {"threshold": 0.0},
+    "min_max_similarity": {"ramp_steps": 0},
 }
 
 

@@ -17,8 +17,8 @@ class PseudoLabels(NamedTuple):
 
 
 @torch.no_grad()
-def make_pseudo_labels(network: nn.Module, images_nchw: Tensor) -> PseudoLabels:
-    """The most probable class of every pixel, without gradient.
+def make_pseudo_labels(network: nn.Module, images_nchw: Tensor, known_nhw: Tensor) -> PseudoLabels:
+    """The most probable class of every pixel, without gradient; where `known_nhw` is not 0, that class for certain.
 
     `network` predicts in eval mode, as it will when it is used, and is then put back into the mode it was in: labels
     carry no dropout noise, do not depend on what else is in the batch, and leave BatchNorm's statistics alone.
@@ -27,7 +27,8 @@ def make_pseudo_labels(network: nn.Module, images_nchw: Tensor) -> PseudoLabels:
     network.eval()
     confidence, targets = network(images_nchw).float().softmax(dim=1).max(dim=1)
     network.train(was_training)
-    return PseudoLabels(targets, confidence)
+    is_known = known_nhw > 0
+    return PseudoLabels(torch.where(is_known, known_nhw, targets), confidence.masked_fill(is_known, 1.0))
 
 
 def pseudo_label_cross_entropy(

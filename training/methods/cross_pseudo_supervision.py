@@ -80,7 +80,8 @@ class CrossPseudoSupervision(Method):
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         unlabeled = batch.require_unlabeled("cross_pseudo_supervision")
         labels_of = {
-            name: make_pseudo_labels(network, unlabeled.weak_nchw) for name, network in self.networks.items()
+            name: make_pseudo_labels(network, unlabeled.weak_nchw, unlabeled.known_nhw)
+            for name, network in self.networks.items()
         }
         images_nchw, visible_nhw, boxes_nhw = self._unlabeled_pictures(unlabeled)
         cross_weight = self.options.cross_weight * ramp_up(step, self.options.ramp_steps)

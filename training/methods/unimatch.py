@@ -101,7 +101,7 @@ class UniMatch(Method):
     def _streams(self, unlabeled: UnlabeledBatch) -> list[_Stream]:
         """The feature stream on the weak view and a stream for each strong view."""
         options = self.options
-        labels = make_pseudo_labels(self.network, unlabeled.weak_nchw)
+        labels = make_pseudo_labels(self.network, unlabeled.weak_nchw, unlabeled.known_nhw)
         everything = torch.ones_like(unlabeled.visible_nhw[0])
         weak = _Stream("feature", options.feature_weight, unlabeled.weak_nchw, labels, everything)
         streams = [weak._replace(lost_channels=options.feature_dropout)]

@@ -1,4 +1,4 @@
-"""surgseg-train run | evaluate."""
+"""surgseg-train run | evaluate | sweep | report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"surgseg-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; continue with --resume" if arguments.action is _run else ""
+        hints = {_run: "; continue with --resume", _sweep: "; the same command continues"}
+        hint = hints.get(arguments.action, "")
         print(f"surgseg-train: stopped{hint}", file=sys.stderr)
         return 130
     return 0
@@ -43,7 +44,22 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     evaluate.add_argument("--view", metavar="NAME", help="the view to measure (default: what predicts)")
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
+    _add_comparison(commands)
     return parser.parse_args(argv)
+
+
+def _add_comparison(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sweep = commands.add_parser("sweep", help="train methods, label shares, folds and seeds to compare them")
+    sweep.add_argument("sweep", type=Path, help="a TOML file, or the name of a sweep that ships")
+    sweep.add_argument("--out", type=Path, metavar="DIR", help="the sweep's folder (default: runs/NAME)")
+    sweep.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
+    sweep.set_defaults(action=_sweep)
+    report = commands.add_parser("report", help="make one HTML page of a sweep's results")
+    report.add_argument("folder", type=Path, metavar="DIR", help="a sweep's folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="the page (default: DIR/report.html)")
+    report.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables as Markdown, too")
+    report.add_argument("--no-frames", action="store_true", help="leave the data's pictures out")
+    report.set_defaults(action=_report)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -73,6 +89,20 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     device = choose_device("auto")
     predict = make_predict(checkpoint.build_predictor(arguments.view).to(device), device)
     run_evaluation(arguments, predict, checkpoint.input_size, checkpoint.recipe.fit, len(checkpoint.classes))
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    from training.sweep import run_sweep
+
+    run_sweep(arguments.sweep, arguments.out or Path("runs") / arguments.sweep.stem, arguments.jobs)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from training.report import write_report
+
+    page = arguments.out or arguments.folder / "report.html"
+    write_report(arguments.folder, page, arguments.markdown, frames=not arguments.no_frames)
+    print(page)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from service.errors import DataError
@@ -12,7 +12,15 @@ from training.data.samples import Sample
 
 READERS = {
     "endovis2015_rigid": "training.data.endovis2015_rigid:read",
+    "endovis2015_rigid_parts": "training.data.endovis2015_rigid:read_parts",
     "endovis2015_robotic": "training.data.endovis2015_robotic:read",
+    "endovis2017": "training.data.endovis2017:read",
+    "endovis2017_parts": "training.data.endovis2017:read_parts",
+    "endovis2018": "training.data.endovis2018:read",
+    "kvasir_instrument": "training.data.kvasir_instrument:read",
+    "robotool": "training.data.robotool:read",
+    "art_net": "training.data.art_net:read",
+    "cholecseg8k": "training.data.cholecseg8k:read",
     "surgical_web_frames": "training.data.surgical_web_frames:read",
     "intermountain": "training.data.intermountain:read",
     "folder": "training.data.folder:read",
@@ -24,7 +32,27 @@ FILE_READERS = frozenset({"video"})  # PATH may be a file
 def open_data(spec: str) -> Sequence[Sample]:
     """The samples of `READER:PATH`, in a fixed order. Raises DataError when there is nothing to read.
 
-    A reader checks that every labeled picture has its mask before it returns, so a wrong folder fails at once.
+    A labeled picture without its mask, or a mask without its picture, is refused here, so a wrong folder fails at once.
+    """
+    samples = []
+    for entry in read_entries(spec):
+        if isinstance(entry, DataError):
+            command = f"surgseg-train data check {spec.replace(':', ' ', 1)}"
+            remedy = f"{entry.remedy} `{command}` names everything that is wrong."
+            raise DataError(entry.found, entry.expected, remedy)
+        samples.append(entry)
+    if not samples:
+        name, _, path = spec.partition(":")
+        raise DataError(
+            f"{path} holds no frames.", f"the layout of {name}", "See docs/datasets.md for the layout."
+        )
+    return samples
+
+
+def read_entries(spec: str) -> Iterator[Sample | DataError]:
+    """What the reader of `READER:PATH` finds: samples, and what keeps others from being samples, in a fixed order.
+
+    Raises DataError when there is no such reader or path.
     """
     name, separator, path = spec.partition(":")
     if not separator or not path:
@@ -43,9 +71,4 @@ def open_data(spec: str) -> Sequence[Sample]:
             f"There is no folder {path}.", f"the root of {name}", "Check the path (docs/datasets.md)."
         )
     module, function = READERS[name].split(":")
-    samples: list[Sample] = getattr(importlib.import_module(module), function)(root)
-    if not samples:
-        raise DataError(
-            f"{path} holds no frames.", f"the layout of {name}", "See docs/datasets.md for the layout."
-        )
-    return samples
+    return iter(getattr(importlib.import_module(module), function)(root))

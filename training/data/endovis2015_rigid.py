@@ -5,31 +5,35 @@ Layout: `OPk/Raw/img_NN_raw.png`, `OPk/Masks/img_NN_class.png` (0, 70 manipulato
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from service.errors import DataError
-from training.data.samples import Sample, read_binary_mask, read_image
+from training.data.pairs import pair
+from training.data.samples import BACKGROUND, INSTRUMENT, Sample, read_classes
 
-CLASS_VALUES = (0, 70, 160)
+BINARY = {0: BACKGROUND, 70: INSTRUMENT, 160: INSTRUMENT}
+PARTS = {0: BACKGROUND, 160: 1, 70: 2}
 
 
-def read(root: Path) -> list[Sample]:
-    """All frames of all operations, in order of operation and number."""
-    samples = []
-    for image_path in sorted(root.glob("OP*/Raw/img_*_raw.png")):
-        operation, number = image_path.parts[-3], image_path.stem.removesuffix("_raw")
-        mask_path = root / operation / "Masks" / f"{number}_class.png"
-        if not mask_path.is_file():
-            raise DataError(
-                f"{image_path} has no mask {mask_path}.", "one for every frame", "Complete the data set."
-            )
-        samples.append(
-            Sample(
-                sample_id=f"{operation}/{number}",
-                video=operation,
-                load_image=partial(read_image, image_path),
-                load_mask=partial(read_binary_mask, mask_path, CLASS_VALUES),
-            )
-        )
-    return samples
+def read(root: Path) -> Iterator[Sample | DataError]:
+    """All frames of all operations, in order of operation and number, with binary masks."""
+    return _read(root, BINARY)
+
+
+def read_parts(root: Path) -> Iterator[Sample | DataError]:
+    """The same frames with three classes: 0 background, 1 shaft, 2 manipulator."""
+    return _read(root, PARTS)
+
+
+def _read(root: Path, class_of: Mapping[int, int]) -> Iterator[Sample | DataError]:
+    images = [
+        (f"{path.parts[-3]}/{path.stem.removesuffix('_raw')}", path)
+        for path in sorted(root.glob("OP*/Raw/img_*_raw.png"))
+    ]
+    masks = [
+        (f"{path.parts[-3]}/{path.stem.removesuffix('_class')}", path)
+        for path in sorted(root.glob("OP*/Masks/img_*_class.png"))
+    ]
+    return pair(images, {"OPk/Masks/img_NN_class.png": masks}, partial(read_classes, class_of=class_of))

@@ -7,6 +7,7 @@ what compression changes: everything nearer to 70 than to 0 is instrument.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache, lru_cache, partial
 from pathlib import Path
 
@@ -20,32 +21,40 @@ from training.data.samples import Sample
 MANIPULATOR_LUMA = 70
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Iterator[Sample | DataError]:
     """Every frame of every video, in order. Frames load fastest in order: a video is decoded front to back."""
-    samples = []
     for video_path in sorted(root.glob("Dataset*/Video.avi")):
         mask_paths = tuple(sorted(video_path.parent.glob("*Segmentation.avi")))
-        if not mask_paths:
-            raise DataError(
-                f"{video_path} has no mask video.", "*Segmentation.avi beside it", "Complete the data set."
-            )
+        try:
+            count = _count_pairs(video_path, mask_paths)
+        except DataError as error:
+            yield error
+            continue
         video = video_path.parent.name
-        counts = {path: _count_frames(path) for path in (video_path, *mask_paths)}
-        if len(set(counts.values())) != 1:
-            lengths = ", ".join(f"{path.name} {count}" for path, count in counts.items())
-            raise DataError(
-                f"{video}: frame counts differ: {lengths}.", "equal lengths", "Fetch the videos again."
-            )
-        samples += [
-            Sample(
+        for index in range(count):
+            yield Sample(
                 sample_id=f"{video}/{index:05d}",
                 video=video,
                 load_image=partial(_load_image, video_path, index),
                 load_mask=partial(_load_mask, mask_paths, index),
             )
-            for index in range(counts[video_path])
-        ]
-    return samples
+
+
+def _count_pairs(video_path: Path, mask_paths: tuple[Path, ...]) -> int:
+    """How many frames the video and each of its mask videos have. Raises DataError when they differ."""
+    if not mask_paths:
+        raise DataError(
+            f"{video_path} has no mask video.", "*Segmentation.avi beside it", "Complete the data set."
+        )
+    counts = {path: _count_frames(path) for path in (video_path, *mask_paths)}
+    if len(set(counts.values())) != 1:
+        lengths = ", ".join(f"{path.name} {count}" for path, count in counts.items())
+        raise DataError(
+            f"{video_path.parent}: frame counts differ: {lengths}.",
+            "equal lengths",
+            "Fetch the videos again.",
+        )
+    return counts[video_path]
 
 
 class _SequentialVideo:

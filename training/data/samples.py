@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,13 +32,19 @@ class Sample:
         """RGB uint8 `(H, W, 3)` and class ids uint8 `(H, W)`, or None. Raises DataError naming the frame."""
         image_hwc = self.load_image()
         mask_hw = None if self.load_mask is None else self.load_mask()
-        if mask_hw is not None and mask_hw.shape != image_hwc.shape[:2]:
-            raise DataError(
-                f"{self.sample_id}: the mask is {mask_hw.shape[1]} x {mask_hw.shape[0]}.",
-                f"the picture's {image_hwc.shape[1]} x {image_hwc.shape[0]}",
-                "Export the mask at the picture's size.",
-            )
+        if mask_hw is not None:
+            check_same_size(self.sample_id, image_hwc, mask_hw)
         return image_hwc, mask_hw
+
+
+def check_same_size(sample_id: str, image_hwc: Image, mask_hw: Mask) -> None:
+    """Raises DataError naming the frame when its mask is not of its picture's size."""
+    if mask_hw.shape != image_hwc.shape[:2]:
+        raise DataError(
+            f"{sample_id}: the mask is {mask_hw.shape[1]} x {mask_hw.shape[0]}.",
+            f"the picture's {image_hwc.shape[1]} x {image_hwc.shape[0]}",
+            "Export the mask at the picture's size.",
+        )
 
 
 def read_image(path: Path) -> Image:
@@ -48,23 +54,45 @@ def read_image(path: Path) -> Image:
 
 
 def read_labels(path: Path) -> Mask:
-    """A mask file's raw values, uint8 `(H, W)`; of a three-channel mask the first channel."""
+    """A mask file's raw values, uint8 `(H, W)`. Raises DataError for colours or values above 255.
+
+    A mask saved with three channels is gray: a coloured one means a palette, whose values are not class ids.
+    """
     labels = _read(path, cv2.IMREAD_UNCHANGED)
-    return np.ascontiguousarray(labels[:, :, 0] if labels.ndim == 3 else labels).astype(np.uint8)
+    if labels.ndim == 3:
+        if not (labels[:, :, :1] == labels[:, :, 1:3]).all():
+            raise DataError(
+                f"{path} is a coloured mask.",
+                "one value a pixel",
+                "Save it with one channel, without a palette.",
+            )
+        labels = labels[:, :, 0]
+    if labels.dtype != np.uint8 and labels.max() > 255:
+        raise DataError(
+            f"{path} holds values up to {labels.max()}.", "8-bit values", "Save the mask with 8 bits a pixel."
+        )
+    return np.ascontiguousarray(labels, dtype=np.uint8)
+
+
+def read_classes(path: Path, class_of: Mapping[int, int]) -> Mask:
+    """A mask file's values as class ids, uint8 `(H, W)`. Raises DataError for a value that `class_of` lacks."""
+    labels = read_labels(path)
+    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+    unknown = sorted(set(present) - set(class_of))
+    if unknown:
+        raise DataError(
+            f"{path} holds the unknown values {unknown[:5]}.",
+            f"only {sorted(class_of)}",
+            "Check that this is the mask and that it was saved without compression loss.",
+        )
+    table = np.zeros(256, np.uint8)
+    table[list(class_of)] = list(class_of.values())
+    return table[labels]
 
 
 def read_binary_mask(path: Path, known: tuple[int, ...]) -> Mask:
     """Instrument wherever the file is not 0. Raises DataError when it holds a value outside `known`."""
-    labels = read_labels(path)
-    present = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
-    unknown = sorted(set(present) - set(known))
-    if unknown:
-        raise DataError(
-            f"{path} holds the unknown values {unknown[:5]}.",
-            f"only {sorted(known)}",
-            "Check that this is the mask and that it was saved without compression loss.",
-        )
-    return (labels != BACKGROUND).astype(np.uint8)
+    return read_classes(path, {value: BACKGROUND if value == 0 else INSTRUMENT for value in known})
 
 
 def _read(path: Path, flags: int) -> np.ndarray:
@@ -72,7 +100,15 @@ def _read(path: Path, flags: int) -> np.ndarray:
         raise DataError(
             f"{path} is missing.", "a file for every frame", "Complete the data set, or drop the frame."
         )
-    array = cv2.imread(str(path), flags)
+    try:
+        # imdecode refuses a truncated JPEG; imread would give its upper half and gray below
+        array = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), flags)
+    except (cv2.error, OSError):
+        array = None
     if array is None:
-        raise DataError(f"{path} cannot be read as a picture.", "PNG or JPEG", "Fetch the file again.")
+        raise DataError(
+            f"{path} cannot be read as a picture: it is truncated, damaged or of another kind.",
+            "a whole PNG or JPEG",
+            "Fetch the file again.",
+        )
     return array

@@ -6,29 +6,20 @@ tools are unlabeled.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 from service.errors import DataError
-from training.data.samples import Sample, read_binary_mask, read_image
+from training.data.pairs import pair
+from training.data.samples import Sample, read_binary_mask
 
 
-def read(root: Path) -> list[Sample]:
+def read(root: Path) -> Iterator[Sample | DataError]:
     """All frames, in order of video and number."""
-    samples = []
-    for image_path in sorted((root / "images").glob("*.jpg")):
-        video = image_path.stem.partition("_")[0]
-        mask_path = root / "masks" / f"{image_path.stem}.png"
-        if not mask_path.is_file():
-            raise DataError(
-                f"{image_path} has no mask {mask_path}.", "one for every frame", "Complete the data set."
-            )
-        samples.append(
-            Sample(
-                sample_id=f"{video}/{image_path.stem}",
-                video=video,
-                load_image=partial(read_image, image_path),
-                load_mask=partial(read_binary_mask, mask_path, (0, 255)),
-            )
-        )
-    return samples
+    images, masks = _named(root / "images", "*.jpg"), _named(root / "masks", "*.png")
+    return pair(images, {"masks/<video>_<n>.png": masks}, partial(read_binary_mask, known=(0, 255)))
+
+
+def _named(folder: Path, pattern: str) -> list[tuple[str, Path]]:
+    return [(f"{path.stem.partition('_')[0]}/{path.stem}", path) for path in sorted(folder.glob(pattern))]

@@ -26,7 +26,7 @@ from av.video.frame import VideoFrame
 from tqdm import tqdm
 
 from service.errors import DataError
-from training.data.folder import IMAGE_SUFFIXES
+from training.data.pairs import IMAGE_SUFFIXES
 from training.data.samples import Sample, read_image
 from training.data.video_decoding import VideoDecoding, to_rgb
 

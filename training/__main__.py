@@ -1,4 +1,4 @@
-"""surgseg-train run | evaluate | sweep | report."""
+"""surgseg-train run | evaluate | sweep | report | data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from service.errors import DataError, SurgsegError
+from training.data.check import add_arguments as add_check_arguments
+from training.data.check import run_check
 from training.evaluate import add_arguments
 
 
@@ -45,6 +47,10 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
     _add_comparison(commands)
+    data = commands.add_parser("data", help="check a data set before training on it")
+    data.add_argument("task", choices=["check"], help="name everything that is wrong with it")
+    add_check_arguments(data)
+    data.set_defaults(action=run_check)
     return parser.parse_args(argv)
 
 

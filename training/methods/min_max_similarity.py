@@ -1,0 +1,178 @@
+"""Min-Max Similarity (Lou, Tawfik, Yao, Liu, Noble, IEEE TMI 42(10), 2023, arXiv 2203.15177)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from service.errors import DataError
+from training.config import NetworkConfig
+from training.ema import WeightAverage
+from training.losses.consistency import squared_difference
+from training.losses.contrast import (
+    Similarity,
+    draw_positions,
+    pull_same_positions,
+    push_all_apart,
+    take_positions,
+)
+from training.losses.structure import class_log_odds, structure_loss
+from training.method import Batch, Method, MethodOptions
+from training.networks import build_network
+from training.networks.contrast_heads import Classifier, Projector
+from training.networks.views import MeanOfViews
+from training.schedules import ramp_up
+
+Weight = Annotated[float, Field(ge=0)]
+Pair = list[Tensor]  # what the first and the second network give
+
+
+class MinMaxSimilarityOptions(MethodOptions):
+    """The four weights are the paper's l1 to l4; those of the unlabeled terms are reached after `ramp_steps`.
+
+    `similarity` is the norm that vectors are divided by, `positions` how many of a picture are compared, `symmetric`
+    contrasts each view with the other. `heads` are trained with the networks or stay as they were drawn (the paper's
+    Algorithm 1). `unlabeled_view` is what both networks see of an unlabeled picture. `predict_with` names the view that
+    is validated and exported; `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    """
+
+    supervised_weight: Weight = 1.0
+    min_weight: Weight = 0.05
+    consistency_weight: Weight = 1.0
+    max_weight: Weight = 0.05
+    ramp_steps: Annotated[int, Field(ge=0)] = 500
+    similarity: Similarity = "l2"
+    symmetric: bool = True
+    heads: Literal["trained", "frozen"] = "trained"
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    positions: Annotated[int, Field(ge=2)] = 1024
+    unlabeled_view: Literal["strong", "weak"] = "strong"
+    predict_with: Literal["first", "second", "mean"] = "first"
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+
+
+class MinMaxSimilarity(Method):
+    """Two networks, each with its own half of the labels, agree on unlabeled pictures and differ between pictures.
+
+    l1 L_sup + l2 L_min + l3 L_similarity + l4 L_max, each summed or taken over both networks:
+    L_sup, the structure loss of each network on its own labels; L_min, all positions of two different labeled pictures
+    apart, by the classifiers; L_similarity, the squared difference of the probabilities of the same unlabeled picture,
+    where it is visible; L_max, the same position of the same unlabeled picture together and others apart, by the
+    projectors. Classifiers and projectors take score maps: the log odds of every foreground class.
+
+    Where the paper is silent or we differ: labeled and unlabeled pictures pass a network in one batch, so that
+    BatchNorm sees both; pictures of the two halves are compared in pairs; weights are not all 0.25 and the unlabeled
+    terms are ramped up; positions are drawn at random, so memory does not grow with the picture's size.
+    """
+
+    options_class = MinMaxSimilarityOptions
+    options: MinMaxSimilarityOptions
+    labeled_parts: ClassVar[int] = 2
+    strong_views: ClassVar[int] = 1
+
+    def __init__(self, options: MinMaxSimilarityOptions, network: NetworkConfig, classes: int) -> None:
+        super().__init__(options, network, classes)
+        self.first = build_network(network.name, classes, network.options)
+        self.second = build_network(network.name, classes, network.options)
+        decay = options.average_decay
+        self.first_average = WeightAverage(self.first, decay) if decay else None
+        self.second_average = WeightAverage(self.second, decay) if decay else None
+        # a head whose term is off would hold parameters without gradient
+        heads = {
+            "classifiers": (Classifier, options.min_weight),
+            "projectors": (Projector, options.max_weight),
+        }
+        for name, (head, weight) in heads.items():
+            pair = nn.ModuleList(head(classes - 1) for _ in range(2 if weight else 0))
+            self.add_module(name, pair.requires_grad_(options.heads == "trained"))
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.views[self.options.predict_with]
+
+    @property
+    def views(self) -> dict[str, nn.Module]:
+        first = self.first if self.first_average is None else self.first_average.average
+        second = self.second if self.second_average is None else self.second_average.average
+        return {"first": first, "second": second, "mean": MeanOfViews(first, second)}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "second": self.second}
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        options, unlabeled = self.options, batch.require_unlabeled("min_max_similarity")
+        is_strong = options.unlabeled_view == "strong"
+        pictures_nchw = unlabeled.strong_nchw[0] if is_strong else unlabeled.weak_nchw
+        visible_nhw = unlabeled.visible_nhw[0] if is_strong else torch.ones_like(unlabeled.visible_nhw[0])
+        targets = _halves(batch.targets_nhw)
+        labeled, unlabeled_logits = self._predict(_halves(batch.images_nchw), pictures_nchw)
+        ramp = ramp_up(step, options.ramp_steps)
+        terms: dict[str, Tensor] = {}
+        if options.supervised_weight:
+            structure = [structure_loss(*pair) for pair in zip(labeled, targets, strict=True)]
+            terms["structure"] = options.supervised_weight * (structure[0] + structure[1])
+        if options.min_weight:
+            terms["min"] = options.min_weight * self._push_pictures_apart(labeled)
+        if options.consistency_weight:
+            first, second = unlabeled_logits
+            difference = squared_difference(first, second.float().softmax(dim=1), visible_nhw)
+            terms["consistency"] = options.consistency_weight * ramp * difference
+        if options.max_weight:
+            terms["max"] = options.max_weight * ramp * self._pull_views_together(unlabeled_logits)
+        return terms
+
+    def after_step(self, step: int) -> None:
+        if self.first_average is not None and self.second_average is not None:
+            self.first_average.update(self.first)
+            self.second_average.update(self.second)
+
+    def _predict(self, labeled: Pair, pictures_nchw: Tensor) -> tuple[Pair, Pair]:
+        """Each network's logits of its own labeled half, and of the unlabeled pictures that both see."""
+        of_labeled, of_unlabeled = [], []
+        for network, images_nchw in zip((self.first, self.second), labeled, strict=True):
+            logits_nchw = network(torch.cat([images_nchw, pictures_nchw]))
+            of_labeled.append(logits_nchw[: len(images_nchw)])
+            of_unlabeled.append(logits_nchw[len(images_nchw) :])
+        return of_labeled, of_unlabeled
+
+    def _push_pictures_apart(self, logits: Pair) -> Tensor:
+        options = self.options
+        pairs = min(len(logits[0]), len(logits[1]))  # of an odd batch the last picture has no partner
+        vectors = []
+        for classifier, logits_nchw in zip(self.classifiers, logits, strict=True):
+            maps_ndhw = classifier(class_log_odds(logits_nchw[:pairs]))
+            vectors.append(take_positions(maps_ndhw, self._draw(maps_ndhw)))
+        return push_all_apart(*vectors, options.temperature, options.similarity)
+
+    def _pull_views_together(self, logits: Pair) -> Tensor:
+        options = self.options
+        first, second = (
+            projector(class_log_odds(maps)) for projector, maps in zip(self.projectors, logits, strict=True)
+        )
+        positions_nk = self._draw(first)
+        return pull_same_positions(
+            take_positions(first, positions_nk),
+            take_positions(second, positions_nk),
+            options.temperature,
+            options.similarity,
+            options.symmetric,
+        )
+
+    def _draw(self, maps_nchw: Tensor) -> Tensor:
+        places = maps_nchw.shape[2] * maps_nchw.shape[3]
+        return draw_positions(len(maps_nchw), places, self.options.positions)
+
+
+def _halves(batch: Tensor) -> Pair:
+    """The two parts of a labeled batch; of an odd number the first has one more. Raises DataError."""
+    if len(batch) < 2:
+        raise DataError(
+            f"The batch holds {len(batch)} labeled picture.",
+            "at least one for each of the two networks",
+            "Set batch_size = 2 or more in the recipe.",
+        )
+    return list(batch.split((len(batch) + 1) // 2))

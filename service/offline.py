@@ -21,20 +21,20 @@ import numpy as np
 from tqdm import tqdm
 
 from service.backends import open_backend
-from service.backends.base import Backend
+from service.backends.base import Backend, require_confidence
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle
-from service.contract.geometry import Image, Mask, fit_image, plan_fit, restore_mask
-from service.contract.masks import MASK_FORMATS, MaskFormat, encode_mask
+from service.contract.geometry import Confidence, Fit, Image, Mask, fit_image, plan_fit, restore_mask
+from service.contract.masks import MASK_FORMATS, MaskFormat, encode_mask, to_png
 from service.contract.model_card import ModelCard
 from service.errors import DataError, InvalidPictureError, PayloadTooLargeError, StreamError
 from service.output_files import (
     PICTURE_SUFFIXES,
+    OutputLayout,
     PictureJob,
     check_outputs,
     make_folder,
     plan_folder,
-    plan_picture,
     write_whole,
 )
 from service.overlay import draw_overlay
@@ -64,14 +64,26 @@ class Segmenter:
 
     def segment(self, image_hwc: Image) -> Mask:
         """Class ids uint8 `(H, W)` of uint8 RGB `(H, W, 3)`, at the picture's own size."""
-        height, width = image_hwc.shape[:2]
-        fit = plan_fit(height, width, self.card.input_size, self.card.fit)
+        fit = self._plan_fit(image_hwc)
         canvas_mask_hw = self._backend.segment(fit_image(image_hwc, fit)[None])[0]
         return restore_mask(canvas_mask_hw, fit)
+
+    def segment_with_confidence(self, image_hwc: Image) -> tuple[Mask, Confidence]:
+        """As `segment`, with 255 times the probability of each pixel's class, uint8 `(H, W)`.
+
+        Raises BundleError when the bundle has no such output.
+        """
+        fit = self._plan_fit(image_hwc)
+        masks_nhw, confidences_nhw = self._backend.segment_with_confidence(fit_image(image_hwc, fit)[None])
+        return restore_mask(masks_nhw[0], fit), restore_mask(confidences_nhw[0], fit)
 
     def draw(self, image_hwc: Image, mask_hw: Mask) -> Image:
         """The picture with its mask drawn over it in the card's colours."""
         return draw_overlay(image_hwc, mask_hw, self.card.classes)
+
+    def _plan_fit(self, image_hwc: Image) -> Fit:
+        height, width = image_hwc.shape[:2]
+        return plan_fit(height, width, self.card.input_size, self.card.fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +94,12 @@ class Request:
     out: Path
     mask_format: MaskFormat
     has_overlay: bool
+    has_confidence: bool = False
 
     @property
-    def mask_suffix(self) -> str:
-        return ".png" if self.mask_format == "png" else ".json"
+    def layout(self) -> OutputLayout:
+        mask_suffix = ".png" if self.mask_format == "png" else ".json"
+        return OutputLayout(self.out, mask_suffix, self.has_overlay, self.has_confidence)
 
 
 @dataclass(slots=True)
@@ -101,16 +115,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `surgseg segment`."""
     parser.add_argument("source", type=Path, metavar="IMAGE|FOLDER|VIDEO", help="what to segment")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR",
-                        help="gets masks/ (values are class ids) and overlays/")  # fmt: skip
+                        help="gets masks/ (values are class ids), overlays/ and confidence/")  # fmt: skip
     parser.add_argument("--bundle", type=Path, default=DEFAULT_BUNDLE, metavar="DIR", help="the model")
     parser.add_argument("--backend", default="auto", metavar="NAME", help="inference runtime (auto)")
     parser.add_argument("--mask", choices=MASK_FORMATS, default="png", help="form of the masks (png)")
-    parser.add_argument("--no-overlay", action="store_true", help="write masks only")
+    parser.add_argument("--no-overlay", action="store_true", help="write no overlays")
+    parser.add_argument("--confidence", action="store_true",
+                        help="write how sure the model is of each pixel: PNG, 255 times its probability")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Segment and say how it went. 0 when all was done, 1 when some input failed; raises SurgsegError."""
-    request = Request(arguments.source, arguments.out, arguments.mask, not arguments.no_overlay)
+    request = Request(
+        arguments.source, arguments.out, arguments.mask, not arguments.no_overlay, arguments.confidence
+    )
     if not request.source.exists():
         raise DataError(f"There is no {request.source}.", "a picture, a folder or a video", "Check the path.")
     with Segmenter(arguments.bundle, arguments.backend) as segmenter:
@@ -127,15 +145,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def segment_source(segmenter: Segmenter, request: Request) -> Outcome:
-    """Segment a picture, a folder of pictures or a video. Raises DataError before anything is written."""
-    suffix, has_overlay = request.mask_suffix, request.has_overlay
+    """Segment a picture, a folder of pictures or a video. Raises SurgsegError before anything is written."""
+    if request.has_confidence:
+        require_confidence(segmenter.card)
     if request.source.is_dir():
-        plan = plan_folder(request.source, request.out, mask_suffix=suffix, has_overlay=has_overlay)
+        plan = plan_folder(request.source, request.layout)
         outcome = _segment_pictures(segmenter, request, plan.jobs)
         outcome.other_files = plan.other_files
         return outcome
     if request.source.suffix.lower() in PICTURE_SUFFIXES:
-        job = plan_picture(request.source, request.out, mask_suffix=suffix, has_overlay=has_overlay)
+        job = request.layout.plan(request.source, Path(request.source.stem))
         return _segment_pictures(segmenter, request, (job,))
     return _segment_video(segmenter, request)
 
@@ -149,8 +168,7 @@ def _segment_pictures(segmenter: Segmenter, request: Request, jobs: tuple[Pictur
         except (InvalidPictureError, PayloadTooLargeError) as error:
             outcome.failures.append(f"{job.source}: {error.found}")
             continue
-        mask_hw = segmenter.segment(image_hwc)
-        write_whole(job.mask_path, encode_mask(mask_hw, request.mask_format))
+        mask_hw = _write_mask(segmenter, request, job, image_hwc)
         if job.overlay_path is not None:
             write_whole(job.overlay_path, _to_jpeg(segmenter.draw(image_hwc, mask_hw)))
         outcome.frames += 1
@@ -176,15 +194,25 @@ def _segment_video(segmenter: Segmenter, request: Request) -> Outcome:
             writer = VideoWriter(overlay_path, video.average_rate or _RATE_WHEN_UNKNOWN)
             recording = stack.enter_context(writer)
         for image_hwc, pts_s in _until_damaged(video, outcome):
-            mask_hw = segmenter.segment(image_hwc)
-            mask_path = masks / f"{outcome.frames:06d}{request.mask_suffix}"
-            write_whole(mask_path, encode_mask(mask_hw, request.mask_format))
+            job = request.layout.plan(request.source, Path(name, f"{outcome.frames:06d}"))
+            mask_hw = _write_mask(segmenter, request, job, image_hwc)
             if recording is not None:
                 recording.write(segmenter.draw(image_hwc, mask_hw), pts_s)
-            rows.writerow([mask_path.name, "" if pts_s is None else f"{pts_s:.6f}"])
+            rows.writerow([job.mask_path.name, "" if pts_s is None else f"{pts_s:.6f}"])
             outcome.frames += 1
     write_whole(masks / "frames.csv", times.getvalue().encode())
     return outcome
+
+
+def _write_mask(segmenter: Segmenter, request: Request, job: PictureJob, image_hwc: Image) -> Mask:
+    """Segment one picture or frame and write its mask, and its confidence where that is wanted; gives the mask."""
+    if job.confidence_path is None:
+        mask_hw = segmenter.segment(image_hwc)
+    else:
+        mask_hw, confidence_hw = segmenter.segment_with_confidence(image_hwc)
+        write_whole(job.confidence_path, to_png(confidence_hw))
+    write_whole(job.mask_path, encode_mask(mask_hw, request.mask_format))
+    return mask_hw
 
 
 def _until_damaged(video: VideoFile, outcome: Outcome) -> Iterator[tuple[Image, float | None]]:

@@ -1,4 +1,4 @@
-"""Where `surgseg segment` puts its files: `OUT/masks/...` and `OUT/overlays/...`, and never on its own input."""
+"""Where `surgseg segment` puts its files: `OUT/masks`, `OUT/overlays`, `OUT/confidence`, and never on its own input."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 @dataclass(frozen=True, slots=True)
 class PictureJob:
-    """One picture to segment and the files it gives; `overlay_path` is None when none is wanted."""
+    """One picture to segment and the files it gives; the paths of those that are not wanted are None."""
 
     source: Path
     mask_path: Path
     overlay_path: Path | None
+    confidence_path: Path | None
 
     @property
     def outputs(self) -> tuple[Path, ...]:
-        return (self.mask_path,) if self.overlay_path is None else (self.mask_path, self.overlay_path)
+        paths = (self.mask_path, self.overlay_path, self.confidence_path)
+        return tuple(path for path in paths if path is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,18 +36,36 @@ class FolderPlan:
     other_files: int
 
 
-def plan_picture(source: Path, out: Path, *, mask_suffix: str, has_overlay: bool) -> PictureJob:
-    """The job of a single picture."""
-    return _plan_job(source, Path(source.stem), out, mask_suffix, has_overlay)
+@dataclass(frozen=True, slots=True)
+class OutputLayout:
+    """Where the files go, and which there are besides the masks."""
+
+    out: Path
+    mask_suffix: str
+    has_overlay: bool
+    has_confidence: bool
+
+    def plan(self, source: Path, name: Path) -> PictureJob:
+        """The job of `source`, its files called `name`, which may have folders and has no suffix."""
+        files = {
+            kind: self.out / kind / name.parent / f"{name.name}{suffix}"
+            for kind, suffix in (("masks", self.mask_suffix), ("overlays", ".jpg"), ("confidence", ".png"))
+        }
+        return PictureJob(
+            source,
+            files["masks"],
+            files["overlays"] if self.has_overlay else None,
+            files["confidence"] if self.has_confidence else None,
+        )
 
 
-def plan_folder(folder: Path, out: Path, *, mask_suffix: str, has_overlay: bool) -> FolderPlan:
+def plan_folder(folder: Path, layout: OutputLayout) -> FolderPlan:
     """The jobs of every picture below `folder`, nested folders kept, in a stable order.
 
-    Hidden files, and what lies in `out` where that is inside `folder`, are left alone. Pictures that differ
+    Hidden files, and what lies in the output folder where that is inside `folder`, are left alone. Pictures that differ
     only in their suffix keep it in the names of their masks. Raises DataError when there is no picture.
     """
-    files = list(_walk(folder, out))
+    files = list(_walk(folder, layout.out))
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise DataError(
@@ -58,7 +78,7 @@ def plan_folder(folder: Path, out: Path, *, mask_suffix: str, has_overlay: bool)
     jobs = []
     for path, name in zip(pictures, names, strict=True):
         kept = name if taken[name] == 1 else path.relative_to(folder)
-        jobs.append(_plan_job(path, kept, out, mask_suffix, has_overlay))
+        jobs.append(layout.plan(path, kept))
     return FolderPlan(tuple(jobs), len(files) - len(pictures))
 
 
@@ -99,12 +119,6 @@ def write_whole(path: Path, data: bytes) -> None:
         ) from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _plan_job(source: Path, name: Path, out: Path, mask_suffix: str, has_overlay: bool) -> PictureJob:
-    mask_path = out / "masks" / name.parent / f"{name.name}{mask_suffix}"
-    overlay_path = out / "overlays" / name.parent / f"{name.name}.jpg"
-    return PictureJob(source, mask_path, overlay_path if has_overlay else None)
 
 
 def _walk(folder: Path, out: Path) -> Iterator[Path]:

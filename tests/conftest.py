@@ -44,18 +44,42 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_small_bundle(folder: Path, height: int = 288, width: int = 512) -> None:
-    """Write the bundle of `small_bundle`, at any canvas size."""
-    from service.contract.bundle import GOLDEN_IMAGE, GOLDEN_MASK, MODEL_NAME, hash_file
+@pytest.fixture(scope="session")
+def confident_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`small_bundle` with the second output: 128 where the mean of R, G, B is 127.5, and as far above as the mean is
+    from that."""
+    folder = tmp_path_factory.mktemp("bundles") / "confident"
+    write_small_bundle(folder, has_confidence=True)
+    return folder
+
+
+def expected_confidence(image_hwc: np.ndarray) -> np.ndarray:
+    """What the model of `confident_bundle` gives for `(..., 3)`."""
+    return np.rint(127.5 + np.abs(image_hwc.mean(axis=-1) - 127.5)).astype(np.uint8)
+
+
+def write_small_bundle(
+    folder: Path, height: int = 288, width: int = 512, has_confidence: bool = False
+) -> None:
+    """Write the bundle of `small_bundle` or `confident_bundle`, at any canvas size."""
+    from service.contract.bundle import (
+        GOLDEN_CONFIDENCE,
+        GOLDEN_IMAGE,
+        GOLDEN_MASK,
+        hash_file,
+        required_files,
+    )
     from service.contract.model_card import CARD_NAME, ClassInfo, InputSize, ModelCard
 
     (folder / "golden").mkdir(parents=True)
-    _write_threshold_graph(folder / MODEL_NAME, height, width)
+    _write_threshold_graph(folder / "model.onnx", height, width, has_confidence)
     image_hwc = np.random.default_rng(7).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image_hwc = cv2.blur(image_hwc, (9, 9))
     mask_hw = (image_hwc.sum(axis=2, dtype=np.int32) > 3 * 127).astype(np.uint8)
     cv2.imwrite(str(folder / GOLDEN_IMAGE), image_hwc[:, :, ::-1])
     cv2.imwrite(str(folder / GOLDEN_MASK), mask_hw)
+    if has_confidence:
+        cv2.imwrite(str(folder / GOLDEN_CONFIDENCE), expected_confidence(image_hwc))
     card = ModelCard(
         name="small-threshold",
         version="1",
@@ -68,12 +92,13 @@ def write_small_bundle(folder: Path, height: int = 288, width: int = 512) -> Non
         network="threshold",
         method="none",
         parameters=0,
-        files={name: hash_file(folder / name) for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK)},
+        outputs=("mask", "confidence") if has_confidence else ("mask",),
     )
-    card.save(folder / CARD_NAME)
+    hashes = {name: hash_file(folder / name) for name in required_files(card)}
+    card.model_copy(update={"files": hashes}).save(folder / CARD_NAME)
 
 
-def _write_threshold_graph(path: Path, height: int, width: int) -> None:
+def _write_threshold_graph(path: Path, height: int, width: int, has_confidence: bool) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -83,14 +108,27 @@ def _write_threshold_graph(path: Path, height: int, width: int) -> None:
         helper.make_node("Greater", ["brightness", "threshold"], ["bright"]),
         helper.make_node("Cast", ["bright"], ["mask"], to=TensorProto.UINT8),
     ]
+    outputs = ["mask"]
+    if has_confidence:
+        outputs.append("confidence")
+        nodes += [
+            helper.make_node("Div", ["brightness", "three"], ["mean"]),
+            helper.make_node("Sub", ["mean", "middle"], ["offset"]),
+            helper.make_node("Abs", ["offset"], ["distance"]),
+            helper.make_node("Add", ["distance", "middle"], ["sureness"]),
+            helper.make_node("Round", ["sureness"], ["rounded"]),
+            helper.make_node("Cast", ["rounded"], ["confidence"], to=TensorProto.UINT8),
+        ]
     graph = helper.make_graph(
         nodes,
         "threshold",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", height, width, 3])],
-        [helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", height, width])],
+        [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", height, width]) for name in outputs],
         [
             helper.make_tensor("channels", TensorProto.INT64, [1], [3]),
             helper.make_tensor("threshold", TensorProto.FLOAT, [], [3 * 127]),
+            helper.make_tensor("three", TensorProto.FLOAT, [], [3]),
+            helper.make_tensor("middle", TensorProto.FLOAT, [], [127.5]),
         ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
-from service.contract.model_card import InputSize
+from service.contract.model_card import CONFIDENCE, InputSize, ModelCard
+from service.errors import BundleError
 
 Images = NDArray[np.uint8]
 Masks = NDArray[np.uint8]
+Confidences = NDArray[np.uint8]
 
 
 class Backend(Protocol):
@@ -29,6 +31,13 @@ class Backend(Protocol):
 
         The result may lie in a buffer of the backend's own and is valid until the next call. Raises
         ValueError for images of another form, BackendError when the runtime fails.
+        """
+        ...
+
+    def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
+        """As `segment`, with the confidence of each pixel: uint8 `(N, H, W)`, 255 times the probability of its class.
+
+        Raises BundleError when the bundle has no such output.
         """
         ...
 
@@ -50,6 +59,16 @@ def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, .
     expected = (size.height, size.width, 3)
     if images_nhwc.shape[1:] != expected or images_nhwc.shape[0] not in batch_sizes:
         raise ValueError(f"images are {batch_sizes} x {expected}, got {images_nhwc.shape}")
+
+
+def require_confidence(card: ModelCard) -> None:
+    """Raise BundleError unless the card's model gives confidences."""
+    if not card.has_confidence:
+        raise BundleError(
+            f"The bundle {card.name} {card.version} gives no confidence.",
+            f"a model with the output {CONFIDENCE!r}",
+            "Make one with `surgseg-export bundle --confidence`.",
+        )
 
 
 def available_cores() -> int:

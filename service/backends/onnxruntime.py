@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
-from service.backends.base import Images, Masks, available_cores, check_images
+from service.backends.base import (
+    Confidences,
+    Images,
+    Masks,
+    available_cores,
+    check_images,
+    require_confidence,
+)
 from service.contract.bundle import Bundle
+from service.contract.model_card import CONFIDENCE, MASK
 from service.errors import BackendError, BundleError
 
 _PROVIDER = "CPUExecutionProvider"
@@ -21,7 +31,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None) -> None:
         self.batch_sizes = batch_sizes
-        self._size = bundle.card.input_size
+        self._card = bundle.card
         session = _open_session(bundle, threads or available_cores())
         _check_graph(session, bundle)
         self.precision: str = session.get_modelmeta().custom_metadata_map.get("precision", "float32")
@@ -29,20 +39,30 @@ class OnnxRuntimeBackend:
 
     def segment(self, images_nhwc: Images) -> Masks:
         """See `Backend.segment`."""
-        check_images(images_nhwc, self._size, self.batch_sizes)
-        if self._session is None:
-            raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
-        try:
-            masks_nhw: Masks = self._session.run(["mask"], {"image": images_nhwc})[0]
-        except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime failed: {_first_line(error)}.", "a mask", "Restart the service; check memory."
-            ) from error
+        masks_nhw: Masks = self._run([MASK], images_nhwc)[0]
         return masks_nhw
+
+    def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
+        """See `Backend.segment_with_confidence`."""
+        require_confidence(self._card)
+        masks_nhw, confidences_nhw = self._run([MASK, CONFIDENCE], images_nhwc)
+        return masks_nhw, confidences_nhw
 
     def close(self) -> None:
         """See `Backend.close`."""
         self._session = None
+
+    def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
+        check_images(images_nhwc, self._card.input_size, self.batch_sizes)
+        if self._session is None:
+            raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
+        try:
+            results: list[NDArray[np.uint8]] = self._session.run(outputs, {"image": images_nhwc})
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {_first_line(error)}.", "a mask", "Restart the service; check memory."
+            ) from error
+        return results
 
 
 def _open_session(bundle: Bundle, threads: int) -> Any:
@@ -78,9 +98,9 @@ def _check_graph(session: Any, bundle: Bundle) -> None:
     if missing := sorted(set(bundle.card.outputs) - {output.name for output in outputs}):
         raise _graph_error(bundle, f"has no output {missing[0]!r}", "the outputs that its card names")
     _check_tensor(bundle, "image", session.get_inputs(), [size.height, size.width, 3])
-    _check_tensor(
-        bundle, "mask", [each for each in outputs if each.name == "mask"], [size.height, size.width]
-    )
+    for name in (MASK, CONFIDENCE) if bundle.card.has_confidence else (MASK,):
+        found = [each for each in outputs if each.name == name]
+        _check_tensor(bundle, name, found, [size.height, size.width])
 
 
 def _check_tensor(bundle: Bundle, name: str, tensors: list[Any], shape: list[int]) -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from service.contract.geometry import Image, Mask
+from service.contract.geometry import Confidence, Image, Mask
 from service.contract.model_card import CARD_NAME, ModelCard
 from service.errors import BundleError
 
 MODEL_NAME = "model.onnx"
 GOLDEN_IMAGE = "golden/image.png"
 GOLDEN_MASK = "golden/mask.png"
+GOLDEN_CONFIDENCE = "golden/confidence.png"
 _REMEDY = "Fetch the bundle again, or make it again with `surgseg-export bundle`."
 
 
@@ -24,13 +25,14 @@ class Bundle:
     """A bundle whose hashes have been checked.
 
     `golden_image_hwc` is uint8 RGB `(H, W, 3)` at the model's input size, `golden_mask_hw` uint8 `(H, W)` the mask
-    the network gave for it when it was exported.
+    the network gave for it when it was exported, and `golden_confidence_hw` its confidence, None without that output.
     """
 
     folder: Path
     card: ModelCard
     golden_image_hwc: Image
     golden_mask_hw: Mask
+    golden_confidence_hw: Confidence | None = None
 
     @property
     def model_path(self) -> Path:
@@ -57,14 +59,24 @@ def open_bundle(folder: Path) -> Bundle:
             "Check the path, or leave it out to use the bundle that ships with surgseg.",
         )
     card = ModelCard.load(folder / CARD_NAME)
-    for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK):
+    for name in required_files(card):
         if name not in card.files:
             raise BundleError(
                 f"{folder / CARD_NAME} lists no hash for {name}.", "a hash for every file", _REMEDY
             )
     for name, expected in card.files.items():
         _check_file(folder, name, expected)
-    return Bundle(folder, card, _read_golden_image(folder, card), _read_golden_mask(folder, card))
+    mask_hw = _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
+    confidence_hw = None
+    if card.has_confidence:
+        confidence_hw = _read_golden(folder / GOLDEN_CONFIDENCE, cv2.IMREAD_GRAYSCALE, card)
+    return Bundle(folder, card, _read_golden_image(folder, card), mask_hw, confidence_hw)
+
+
+def required_files(card: ModelCard) -> tuple[str, ...]:
+    """What every bundle with this card holds, `card.json` itself apart; paths relative to its folder."""
+    confidence = (GOLDEN_CONFIDENCE,) if card.has_confidence else ()
+    return (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK, *confidence)
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:
@@ -83,10 +95,6 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
 def _read_golden_image(folder: Path, card: ModelCard) -> Image:
     image_bgr = _read_golden(folder / GOLDEN_IMAGE, cv2.IMREAD_COLOR, card)
     return np.ascontiguousarray(image_bgr[:, :, ::-1])
-
-
-def _read_golden_mask(folder: Path, card: ModelCard) -> Mask:
-    return _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
 
 
 def _read_golden(path: Path, flags: int, card: ModelCard) -> Image:

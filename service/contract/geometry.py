@@ -16,6 +16,7 @@ from service.contract.model_card import InputSize
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.uint8]
+Confidence = NDArray[np.uint8]
 FitRule = Literal["letterbox", "stretch"]
 
 
@@ -96,7 +97,10 @@ def crop_mask(mask_hw: Mask, fit: Fit) -> Mask:
 
 
 def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
-    """A canvas mask `(canvas_height, canvas_width)` as class ids at the source picture's own size."""
+    """A canvas mask `(canvas_height, canvas_width)` as class ids at the source picture's own size.
+
+    By nearest neighbour; a confidence is put back the same way, so that it stays with the pixels of its mask.
+    """
     cropped = _content(mask_hw, fit)
     if cropped.shape == (fit.source_height, fit.source_width):
         return np.ascontiguousarray(cropped)

@@ -11,6 +11,11 @@ from service.errors import BundleError
 
 FORMAT_VERSION: Final = 1
 CARD_NAME = "card.json"
+MASK, CONFIDENCE = "mask", "confidence"
+"""The outputs of a graph, both uint8 `(N, H, W)`: class ids, and 255 times the probability of the class, rounded."""
+
+CONFIDENCE_TOLERANCE = 2
+"""Levels by which two runtimes' confidences of a pixel may differ and still count as equal."""
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 ColourChannel = Annotated[int, Field(ge=0, le=255)]
@@ -67,12 +72,13 @@ class Metric(_Strict):
 
 
 class Parity(_Strict):
-    """How far a backend at a precision gives the network's own labels."""
+    """How far a backend at a precision gives the network's own labels, and its confidences where there are some."""
 
     backend: str
     precision: str
     frames: int
     labels_equal: Share
+    confidences_equal: Share | None = Field(None, description="within CONFIDENCE_TOLERANCE levels")
 
 
 class ModelCard(_Strict):
@@ -85,9 +91,10 @@ class ModelCard(_Strict):
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     input_size: InputSize
     fit: Literal["letterbox", "stretch"] = "letterbox"
-    outputs: tuple[str, ...] = ("mask",)
+    outputs: tuple[str, ...] = (MASK,)
     network: str
     method: str
+    view: str = Field("", description="which of the method's views this is; empty for the one that predicts")
     parameters: int
     training_data: tuple[DataSource, ...] = ()
     training: TrainingRun | None = None
@@ -104,6 +111,10 @@ class ModelCard(_Strict):
         if ids != list(range(len(ids))):
             raise ValueError(f"class ids are {ids}; they must be 0, 1, 2, ... in order")
         return self
+
+    @property
+    def has_confidence(self) -> bool:
+        return CONFIDENCE in self.outputs
 
     def save(self, path: Path) -> None:
         """Write the card as JSON."""

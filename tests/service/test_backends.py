@@ -14,6 +14,7 @@ from service.backends.base import Backend, available_cores
 from service.contract.bundle import MODEL_NAME, Bundle, hash_file, open_bundle
 from service.contract.model_card import CARD_NAME
 from service.errors import BackendError, BundleError
+from tests.conftest import expected_confidence
 
 
 def _is_installed(name: str) -> bool:
@@ -27,6 +28,13 @@ def _is_installed(name: str) -> bool:
 @pytest.fixture(scope="module")
 def bundle(small_bundle: Path) -> Bundle:
     return open_bundle(small_bundle)
+
+
+@pytest.fixture(scope="module", params=[name for name in BACKENDS if _is_installed(name)])
+def confident_backend(request: pytest.FixtureRequest, confident_bundle: Path) -> Iterator[Backend]:
+    opened = open_backend(request.param, open_bundle(confident_bundle), batch_sizes=(1, 3), threads=1)
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope="module", params=[name for name in BACKENDS if _is_installed(name)])
@@ -50,6 +58,32 @@ def test_each_picture_of_a_batch_gets_its_own_mask(backend: Backend, bundle: Bun
         np.testing.assert_array_equal(mask_hw, backend.segment(np.ascontiguousarray(image_hwc[None]))[0])
 
 
+def test_the_golden_picture_gives_the_golden_confidence(
+    confident_backend: Backend, confident_bundle: Path
+) -> None:
+    bundle = open_bundle(confident_bundle)
+    masks_nhw, confidences_nhw = confident_backend.segment_with_confidence(bundle.golden_image_hwc[None])
+    assert confidences_nhw.dtype == np.uint8
+    np.testing.assert_array_equal(masks_nhw[0], bundle.golden_mask_hw)
+    np.testing.assert_array_equal(confidences_nhw[0], bundle.golden_confidence_hw)
+
+
+def test_a_batch_has_the_masks_of_segment_and_a_confidence_for_each(
+    confident_backend: Backend, confident_bundle: Path
+) -> None:
+    golden = open_bundle(confident_bundle).golden_image_hwc
+    batch = np.stack([golden, golden // 3, np.full_like(golden, 128)])
+    masks_nhw, confidences_nhw = (each.copy() for each in confident_backend.segment_with_confidence(batch))
+    np.testing.assert_array_equal(masks_nhw, confident_backend.segment(batch))
+    np.testing.assert_array_equal(confidences_nhw, expected_confidence(batch))
+    assert confidences_nhw[2].max() == 128, "nowhere surer than even"
+
+
+def test_a_bundle_without_confidence_says_how_to_get_one(backend: Backend, bundle: Bundle) -> None:
+    with pytest.raises(BundleError, match=r"no confidence.*--confidence"):
+        backend.segment_with_confidence(bundle.golden_image_hwc[None])
+
+
 def test_it_names_itself_its_precision_and_its_batch_sizes(backend: Backend) -> None:
     assert backend.name in BACKENDS
     assert backend.precision
@@ -70,6 +104,16 @@ def test_it_names_itself_its_precision_and_its_batch_sizes(backend: Backend) -> 
 def test_images_of_another_form_are_refused(backend: Backend, images_nhwc: np.ndarray) -> None:
     with pytest.raises(ValueError, match="images are"):
         backend.segment(images_nhwc)
+
+
+@pytest.mark.parametrize(
+    "images_nhwc", [np.zeros((2, 288, 512, 3), np.uint8), np.zeros((1, 8, 8, 3), np.uint8)]
+)
+def test_images_of_another_form_have_no_confidence(
+    confident_backend: Backend, images_nhwc: np.ndarray
+) -> None:
+    with pytest.raises(ValueError, match="images are"):
+        confident_backend.segment_with_confidence(images_nhwc)
 
 
 @pytest.mark.parametrize("name", [name for name in BACKENDS if _is_installed(name)])
@@ -98,6 +142,25 @@ def test_auto_opens_a_real_runtime(bundle: Bundle) -> None:
     opened = open_backend("auto", bundle, threads=1)
     assert opened.name == "onnxruntime"
     opened.close()
+
+
+def test_a_second_output_of_another_form_is_refused(confident_bundle: Path, tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("ReduceMax", ["image"], ["mask"], axes=[3], keepdims=0),
+        helper.make_node("Cast", ["mask"], ["confidence"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "float confidence",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 288, 512, 3])],
+        [
+            helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", 288, 512]),
+            helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["N", 288, 512]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with pytest.raises(BundleError, match=r"confidence.*float"):
+        open_backend("onnxruntime", _replace_model(confident_bundle, tmp_path, model.SerializeToString()))
 
 
 @pytest.mark.parametrize(
@@ -143,7 +206,7 @@ def _replace_model(small_bundle: Path, tmp_path: Path, model: bytes) -> Bundle:
     folder = tmp_path / "bundle"
     bundle = open_bundle(small_bundle)
     (folder / "golden").mkdir(parents=True)
-    for name in ("golden/image.png", "golden/mask.png"):
+    for name in (name for name in bundle.card.files if name.startswith("golden/")):
         (folder / name).write_bytes((small_bundle / name).read_bytes())
     (folder / MODEL_NAME).write_bytes(model)
     files = {**bundle.card.files, MODEL_NAME: hash_file(folder / MODEL_NAME)}

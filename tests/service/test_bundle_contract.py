@@ -13,6 +13,7 @@ import pytest
 from service.contract.bundle import hash_file, open_bundle
 from service.contract.model_card import ModelCard
 from service.errors import BundleError
+from tests.conftest import expected_confidence
 
 
 @pytest.fixture
@@ -33,6 +34,16 @@ def test_a_whole_bundle_opens_with_its_golden_pair(small_bundle: Path) -> None:
     expected = bundle.golden_image_hwc.astype(int).sum(axis=2) > 3 * 127
     np.testing.assert_array_equal(bundle.golden_mask_hw, expected)
     assert bundle.model_hash == hash_file(bundle.model_path)
+
+
+def test_a_bundle_with_confidence_has_a_third_golden_picture(confident_bundle: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(confident_bundle)
+    assert bundle.golden_confidence_hw is not None
+    np.testing.assert_array_equal(bundle.golden_confidence_hw, expected_confidence(bundle.golden_image_hwc))
+    copied = Path(shutil.copytree(confident_bundle, tmp_path / "bundle"))
+    edit_card(copied, lambda card: card["files"].pop("golden/confidence.png"))
+    with pytest.raises(BundleError, match=r"no hash for golden/confidence\.png"):
+        open_bundle(copied)
 
 
 def test_a_card_survives_saving(small_bundle: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from service.output_files import write_whole
 from service.overlay import draw_overlay
 from service.recording import VideoWriter
 from service.streams.video import read_video
+from tests.conftest import expected_confidence
 
 CLASSES = (
     ClassInfo(id=0, name="background", colour=(0, 0, 0)),
@@ -83,6 +84,39 @@ def test_masks_have_the_source_s_size(small_bundle: Path, tmp_path: Path) -> Non
     segment(small_bundle, source, tmp_path / "out", "--no-overlay")
     assert list_files(tmp_path / "out") == ["masks/frame.png"]
     assert from_png((tmp_path / "out" / "masks" / "frame.png").read_bytes()).shape == (601, 803)
+
+
+@pytest.mark.parametrize("mask_format", ["png", "rle"])
+def test_confidence_is_written_at_the_source_s_size_in_a_folder_of_its_own(
+    confident_bundle: Path, tmp_path: Path, mask_format: str
+) -> None:
+    source = save_picture(tmp_path / "in" / "a" / "frame.png", make_picture(300, 576, 1024))
+    options = ("--confidence", "--no-overlay", "--mask", mask_format)
+    assert segment(confident_bundle, source.parents[1], tmp_path / "out", *options) == 0
+    suffix = ".png" if mask_format == "png" else ".json"
+    assert list_files(tmp_path / "out") == ["confidence/a/frame.png", f"masks/a/frame{suffix}"]
+    confidence_hw = from_png((tmp_path / "out" / "confidence" / "a" / "frame.png").read_bytes())
+    assert np.array_equal(confidence_hw, expected_confidence(make_picture(300, 576, 1024)))
+
+
+def test_every_frame_of_a_video_has_its_confidence(confident_bundle: Path, tmp_path: Path) -> None:
+    source = save_video(tmp_path / "clip.mp4", 3)
+    assert segment(confident_bundle, source, tmp_path / "out", "--confidence", "--no-overlay") == 0
+    names = [f"{number:06d}.png" for number in range(3)]
+    assert list_files(tmp_path / "out" / "confidence" / "clip") == names
+    for number, name in enumerate(names):
+        confidence_hw = from_png((tmp_path / "out" / "confidence" / "clip" / name).read_bytes())
+        expected_hw = expected_confidence(make_picture(32 + 16 * number))
+        assert np.median(np.abs(confidence_hw.astype(int) - expected_hw)) <= 3
+
+
+def test_confidence_that_the_bundle_has_not_is_refused_before_anything_is_written(
+    small_bundle: Path, tmp_path: Path
+) -> None:
+    source = save_picture(tmp_path / "frame.png", make_picture(200))
+    with pytest.raises(BundleError, match="no confidence"):
+        segment(small_bundle, source, tmp_path / "out", "--confidence")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("form", ["rle", "polygons"])

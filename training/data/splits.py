@@ -1,7 +1,8 @@
 """Which frames train, validate and test: committed files of ids, cut by operation or video, hashed into checkpoints.
 
-A split file is `{"data": reader, "by": "operation" | "video", "parts": {part: {video: [name, ...]}}}`; a frame's id
-is `video/name`.
+A split file is `{"data": reader, "by": "operation" | "video" | "frame", "parts": {part: {video: [name, ...]}}}`; a
+frame's id is `video/name`. Parts that share a video are refused unless the file says `"by": "frame"`, for data that do
+not tell which video a frame is from.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,8 @@ def load_split(name: str) -> dict[str, list[str]]:
             f"There is no split {name!r}.", f"a JSON file, or one of {known}", "Check the recipe."
         )
     try:
-        parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts, by_frame = content["parts"], content.get("by") == "frame"
         ids = {
             part: [f"{video}/{frame}" for video, frames in videos.items() for frame in frames]
             for part, videos in parts.items()
@@ -39,7 +42,7 @@ def load_split(name: str) -> dict[str, list[str]]:
             '{"parts": {part: {video: [name]}}}',
             "See docs/datasets.md.",
         ) from error
-    _check_disjoint(ids, path)
+    _check_disjoint(ids, path, by_frame)
     return ids
 
 
@@ -49,6 +52,10 @@ def select_part(samples: Sequence[Sample], split: str, part: str) -> list[Sample
     if part not in ids:
         raise DataError(
             f"The split {split} has no part {part!r}.", f"one of {', '.join(ids)}", "Check the recipe."
+        )
+    if not ids[part]:
+        raise DataError(
+            f"The part {part} of the split {split} is empty.", "at least one frame", "Mend the split."
         )
     by_id = {sample.sample_id: sample for sample in samples}
     missing = [sample_id for sample_id in ids[part] if sample_id not in by_id]
@@ -83,15 +90,21 @@ def hash_parts(parts: dict[str, Sequence[Sample]]) -> str:
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 
-def _check_disjoint(ids: dict[str, list[str]], path: Path) -> None:
-    videos_by_part = {part: {frame.rpartition("/")[0] for frame in frames} for part, frames in ids.items()}
-    parts = list(videos_by_part)
-    for position, first in enumerate(parts):
-        for second in parts[position + 1 :]:
-            shared = videos_by_part[first] & videos_by_part[second]
-            if shared:
-                raise DataError(
-                    f"{path}: {first} and {second} share the video {min(shared)}.",
-                    "parts cut by operation or video",
-                    "Neighbouring frames are alike: move the whole video to one part.",
-                )
+def _check_disjoint(ids: dict[str, list[str]], path: Path, by_frame: bool) -> None:
+    for first, second in combinations(ids, 2):
+        shared = set(ids[first]) & set(ids[second])
+        if shared:
+            raise DataError(
+                f"{path}: {first} and {second} share the frame {min(shared)}.",
+                "each frame in one part",
+                "Take it out of one.",
+            )
+        shared = {name.rpartition("/")[0] for name in ids[first]} & {
+            name.rpartition("/")[0] for name in ids[second]
+        }
+        if shared and not by_frame:
+            raise DataError(
+                f"{path}: {first} and {second} share the video {min(shared)}.",
+                "parts cut by operation or video",
+                "Neighbouring frames are alike: move the whole video to one part.",
+            )

@@ -9,6 +9,8 @@ from pathlib import Path
 from service.errors import DataError, SurgsegError
 from training.data.check import add_arguments as add_check_arguments
 from training.data.check import run_check
+from training.data.screen_command import add_arguments as add_screen_arguments
+from training.data.screen_command import run_screen
 from training.evaluate import add_arguments
 
 
@@ -47,11 +49,24 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
     _add_comparison(commands)
-    data = commands.add_parser("data", help="check a data set before training on it")
-    data.add_argument("task", choices=["check"], help="name everything that is wrong with it")
-    add_check_arguments(data)
-    data.set_defaults(action=run_check)
+    _add_data(commands)
     return parser.parse_args(argv)
+
+
+def _add_data(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    data = commands.add_parser(
+        "data",
+        help="look at a data set before training on it",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    tasks = data.add_subparsers(required=True, metavar="TASK")
+    check = tasks.add_parser("check", help="name everything that is wrong with it")
+    add_check_arguments(check)
+    check.set_defaults(action=run_check)
+    screen = tasks.add_parser("screen", help="count the unlabeled frames that are worth learning from")
+    add_screen_arguments(screen)
+    screen.set_defaults(action=run_screen)
+    data.epilog = check.format_usage() + screen.format_usage()
 
 
 def _add_comparison(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

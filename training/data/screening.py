@@ -73,7 +73,7 @@ def screen(samples: Iterable[Sample]) -> Screening:
 
 def find_fault(image_hwc: Image) -> Reason | None:
     """Why a frame (RGB uint8 `(H, W, 3)`) is not worth learning from by itself, or None."""
-    thumbnail_hwc = cv2.resize(image_hwc, THUMBNAIL, interpolation=cv2.INTER_AREA)
+    thumbnail_hwc: Image = cv2.resize(image_hwc, THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.uint8)
     lit_hw = thumbnail_hwc.max(axis=2) > LIT_LEVEL
     if lit_hw.mean() < LEAST_LIT:
         return "black"

@@ -15,8 +15,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,35 +45,49 @@ _FORMAT = 1
 logger = logging.getLogger(__name__)
 
 
-def read(root: Path, interval_s: float = INTERVAL_S, most_frames: int = MOST_FRAMES) -> list[Sample]:
+def read(
+    root: Path, interval_s: float = INTERVAL_S, most_frames: int = MOST_FRAMES
+) -> Iterator[Sample | DataError]:
     """Frames of every video below `root` and every picture, in order of path and time; `root` may be one file.
 
     A video file gives the samples `<path without suffix>/<frame number>`, the first frame in each `interval_s` and at
     most `most_frames`, spread evenly over its length. A picture is a frame of the video its folder names. Hidden files
-    and other suffixes are passed over. A video that ends early gives what it has, with a warning. Raises DataError
-    naming a video of which no frame can be decoded.
+    and other suffixes are passed over. A video that ends early gives what it has, with a warning; one of which no frame
+    can be decoded gives the DataError that names it.
     """
     base = root if root.is_dir() else root.parent
     paths = _find_files(root) if root.is_dir() else [root]
-    samples: list[Sample] = []
+    seen: set[str] = set()
     damaged = 0
     for path in tqdm(paths, desc="videos", unit="file", disable=None):
         name = path.relative_to(base).with_suffix("").as_posix()
         if path.suffix.lower() in IMAGE_SUFFIXES:
             video = name.rpartition("/")[0] or base.resolve().name
-            samples.append(Sample(f"{video}/{path.stem}", video, partial(read_image, path)))
-            continue
-        frames = _cached_frames(path, interval_s, most_frames)
-        damaged += bool(frames.damage)
-        samples += [
-            Sample(f"{name}/{picture.stem}", name, partial(read_image, picture))
-            for picture in frames.pictures
-        ]
+            pictures = [path]
+        else:
+            try:
+                frames = _cached_frames(path, interval_s, most_frames)
+            except DataError as error:
+                yield error
+                continue
+            video, pictures = name, frames.pictures
+            damaged += bool(frames.damage)
+        for picture in pictures:
+            yield _make_sample(video, picture, seen, path)
     if damaged:
-        logger.warning("%d of %d files below %s are damaged or end early.", damaged, len(paths), root)
-    if samples:
-        _check_unique(samples, root)
-    return samples
+        logger.warning("%d of %d files in %s are damaged or end early.", damaged, len(paths), root)
+
+
+def _make_sample(video: str, picture: Path, seen: set[str], path: Path) -> Sample | DataError:
+    sample_id = f"{video}/{picture.stem}"
+    if sample_id in seen:
+        return DataError(
+            f"{path} gives a second frame {sample_id}.",
+            "names that differ in more than their suffix",
+            "Rename it, or remove it.",
+        )
+    seen.add(sample_id)
+    return Sample(sample_id, video, partial(read_image, picture))
 
 
 def cache_folder() -> Path:
@@ -198,13 +211,3 @@ def _sample_video(path: Path, interval_s: float, most_frames: int) -> tuple[dict
 def _encode(frame: VideoFrame) -> bytes:
     image_bgr = to_rgb(frame, MOST_LINES)[:, :, ::-1]
     return cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-
-
-def _check_unique(samples: Sequence[Sample], root: Path) -> None:
-    name, count = max(Counter(sample.sample_id for sample in samples).items(), key=lambda item: item[1])
-    if count > 1:
-        raise DataError(
-            f"{root} holds {count} frames named {name}.",
-            "names that differ in more than their suffix",
-            "Rename or remove one of the files.",
-        )

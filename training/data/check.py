@@ -205,5 +205,5 @@ def run_check(arguments: argparse.Namespace) -> None:
         arguments.json.write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     if report.problems:
         raise DataError(
-            f"{arguments.path} has {len(report.problems)} problems.", "none", "Mend what is named above."
+            f"Problems in {arguments.path}: {len(report.problems)}.", "none", "Mend what is named above."
         )

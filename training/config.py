@@ -91,6 +91,7 @@ STRONG = AugmentConfig(
 class Recipe(_Strict):
     """Everything that decides a training run; saved with every checkpoint.
 
+    Each step learns from `accumulate` batches, one after another, so from accumulate x batch_size labeled pictures.
     `init_from` is a checkpoint whose weights the method's networks start from, where names and shapes agree.
     """
 
@@ -100,6 +101,7 @@ class Recipe(_Strict):
     steps: Positive = 1000
     batch_size: Positive = 8
     unlabeled_batch_size: Positive = 8
+    accumulate: Positive = 1
     init_from: str = ""
     workers: Annotated[int, Field(ge=0)] = 1
     precision: Literal["float32", "bfloat16"] = "bfloat16"
@@ -182,6 +184,14 @@ def _known_keys(table_class: type[BaseModel], location: tuple[int | str, ...]) -
     return list(current.model_fields)
 
 
+def parse_value(text: str) -> Any:
+    """A value of the command line as TOML; what is not TOML is text, so that paths need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def _apply_override(table: dict[str, Any], override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator:
@@ -190,10 +200,7 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
             "key=value",
             "For example --set optimizer.learning_rate=1e-3.",
         )
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = parse_value(text)
     *parents, key = dotted.strip().split(".")
     current: Any = table
     try:

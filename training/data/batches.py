@@ -1,10 +1,10 @@
-"""Batches as a pure function of (seed, step), so that resuming equals never having stopped."""
+"""Batches as a pure function of (seed, step, turn), so that resuming equals never having stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -19,6 +19,7 @@ from training.data import open_data
 from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
 from training.data.samples import Sample
 from training.data.splits import select_part, take_share
+from training.distributed import ALONE, Processes
 from training.schedules import progressive_scale
 
 CACHE_LIMIT_BYTES = 4 * 2**30
@@ -110,7 +111,7 @@ class Drawer:
 
 
 class TrainingBatches(Dataset[PictureBatch]):
-    """Item `step` is that step's batch."""
+    """Item `step * accumulate + turn` is a step's batch, by its turn; of several processes each has its part of it."""
 
     def __init__(
         self,
@@ -119,21 +120,24 @@ class TrainingBatches(Dataset[PictureBatch]):
         unlabeled: Sequence[Pool],
         parts: int = 1,
         strong_views: int = 0,
+        processes: Processes = ALONE,
     ) -> None:
         self._recipe = recipe
+        self._processes = processes
         self._parts = parts
         self._strong_views = strong_views
         self._labeled = Drawer(labeled, parts, recipe.seed)
         self._unlabeled = Drawer(unlabeled) if strong_views else None
 
     def __len__(self) -> int:
-        return self._recipe.steps
+        return self._recipe.steps * self._recipe.accumulate
 
     def load_all(self) -> None:
         """Decode into memory what fits into 4 GiB. Raises DataError naming a file that cannot be read."""
-        used = self._labeled.load_all(CACHE_LIMIT_BYTES, with_masks=True)
+        limit_bytes = CACHE_LIMIT_BYTES // self._processes.local_count
+        used = self._labeled.load_all(limit_bytes, with_masks=True)
         if self._unlabeled is not None:
-            self._unlabeled.load_all(CACHE_LIMIT_BYTES - used, with_masks=False)
+            self._unlabeled.load_all(limit_bytes - used, with_masks=False)
 
     def canvas(self, step: int) -> tuple[int, int]:
         """Height and width of the pictures at `step`, multiples of the encoder's stride."""
@@ -141,20 +145,21 @@ class TrainingBatches(Dataset[PictureBatch]):
         size = self._recipe.input_size
         return _round(size.height * scale), _round(size.width * scale)
 
-    def __getitem__(self, step: int) -> PictureBatch:
+    def __getitem__(self, item: int) -> PictureBatch:
+        step, turn = divmod(item, self._recipe.accumulate)
         canvas, count = self.canvas(step), self._recipe.batch_size
         drawn = []
-        for position in range(count):
-            rng = np.random.default_rng([self._recipe.seed, step, position, LABELED])
+        for position in self._processes.part_of(count):
+            rng = np.random.default_rng([self._recipe.seed, step, turn * count + position, LABELED])
             drawn.append(self._draw_labeled(canvas, position * self._parts // count, rng))
         images, targets = zip(*drawn, strict=True)
         batch = PictureBatch(_stack_images(images), torch.from_numpy(np.stack(targets).astype(np.int64)))
         if self._unlabeled is None:
             return batch
-        seeds = ([self._recipe.seed, step, i, UNLABELED] for i in range(self._recipe.unlabeled_batch_size))
-        weak, *strong = zip(
-            *(self._draw_unlabeled(canvas, np.random.default_rng(s)) for s in seeds), strict=True
-        )
+        count = self._recipe.unlabeled_batch_size
+        positions = (turn * count + position for position in self._processes.part_of(count))
+        rngs = (np.random.default_rng([self._recipe.seed, step, i, UNLABELED]) for i in positions)
+        weak, *strong = zip(*(self._draw_unlabeled(canvas, rng) for rng in rngs), strict=True)
         return batch._replace(
             weak=_stack_images([image for image, _ in weak]),
             known=torch.from_numpy(np.stack([known for _, known in weak]).astype(np.int64)),
@@ -193,16 +198,26 @@ class TrainingBatches(Dataset[PictureBatch]):
         return warp_to_canvas(image_hwc, mask_hw, canvas, data.aspect, self._recipe.augment, rng)
 
 
-def make_loader(batches: TrainingBatches, first_step: int, workers: int) -> DataLoader[PictureBatch]:
-    """Batches from `first_step` to the end, in order, prepared ahead by worker processes."""
+def gather_batch(part: PictureBatch, processes: Processes) -> PictureBatch:
+    """The whole batch from every process's part of it."""
+
+    def gather(values: Tensor | tuple[Tensor, ...] | None) -> Any:
+        if isinstance(values, Tensor):
+            return processes.gather(values)
+        return None if values is None else tuple(processes.gather(view) for view in values)
+
+    return PictureBatch(*(gather(values) for values in part))
+
+
+def make_loader(batches: TrainingBatches, first_item: int, workers: int) -> DataLoader[PictureBatch]:
+    """Batches from `first_item` to the end, in order, prepared ahead by worker processes."""
     # OpenCV's own threads would fight the trainer for the cores. They must end here: in a forked worker, asking a pool
     # that did not survive the fork to end waits for ever.
     cv2.setNumThreads(1)
-    steps = range(first_step, len(batches))
     return DataLoader(
         batches,
         batch_size=None,
-        sampler=steps,
+        sampler=range(first_item, len(batches)),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         generator=torch.Generator(),  # its own: starting a loader must not advance the run's random state

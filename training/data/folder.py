@@ -1,7 +1,7 @@
-"""The generic layout: `<root>/{train,test}/{image,mask}/`, masks named as their pictures, 0 = background, 255 or 1 =
-instrument. Without a `mask` folder the frames are unlabeled.
+"""The generic layout: `<root>/{train,test}/{image,mask}/` or just `<root>/{image,mask}/`, masks named as their pictures,
+0 = background, 255 or 1 = instrument. Without a `mask` folder the frames are unlabeled.
 
-A frame's video is its sub-folder inside `image/`, or the folder `train` or `test` itself where there is none.
+A frame's video is its part, `train`, `test` or `frames`, with its sub-folder inside `image/` where there is one.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from training.data.pairs import list_pictures, pair
 from training.data.samples import Sample, read_binary_mask
 
 KNOWN_VALUES = (0, 1, 255)
+FOLDER_OF = {"train": "train", "test": "test", "frames": "."}
 
 
 def read(root: Path) -> Iterator[Sample | DataError]:
-    """All frames of `train` and `test` in order of their names."""
-    for part in ("train", "test"):
-        images, masks = root / part / "image", root / part / "mask"
+    """All frames of `train`, of `test` and of the root itself, each in order of their names."""
+    for part, folder in FOLDER_OF.items():
+        images, masks = root / folder / "image", root / folder / "mask"
         places = {f"{masks}/NAME.png": _named(masks, part)} if masks.is_dir() else {}
         yield from pair(_named(images, part), places, partial(read_binary_mask, known=KNOWN_VALUES))
 

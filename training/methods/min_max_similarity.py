@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from service.errors import DataError
 from training.config import NetworkConfig
 from training.ema import WeightAverage
-from training.losses.consistency import squared_difference
+from training.losses.consistency import CONSISTENCIES
 from training.losses.contrast import (
     Similarity,
     draw_positions,
@@ -33,15 +33,17 @@ Pair = list[Tensor]  # what the first and the second network give
 class MinMaxSimilarityOptions(MethodOptions):
     """The four weights are the paper's l1 to l4; those of the unlabeled terms are reached after `ramp_steps`.
 
-    `similarity` is the norm that vectors are divided by, `positions` how many of a picture are compared, `symmetric`
-    contrasts each view with the other. `heads` are trained with the networks or stay as they were drawn (the paper's
-    Algorithm 1). `unlabeled_view` is what both networks see of an unlabeled picture. `predict_with` names the view that
-    is validated and exported; `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    `consistency` is how the two predictions of an unlabeled picture are compared. `similarity` is the norm that vectors
+    are divided by, `positions` how many of a picture are compared, `symmetric` contrasts each view with the other.
+    `heads` are trained with the networks or stay as they were drawn (the paper's Algorithm 1). `unlabeled_view` is what
+    both networks see of an unlabeled picture. `predict_with` names the view that is validated and exported;
+    `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
     """
 
     supervised_weight: Weight = 1.0
     min_weight: Weight = 0.05
     consistency_weight: Weight = 1.0
+    consistency: Literal["squared", "cross_entropy"] = "cross_entropy"
     max_weight: Weight = 0.05
     ramp_steps: Annotated[int, Field(ge=0)] = 500
     similarity: Similarity = "l2"
@@ -57,11 +59,13 @@ class MinMaxSimilarityOptions(MethodOptions):
 class MinMaxSimilarity(Method):
     """Two networks, each with its own half of the labels, agree on unlabeled pictures and differ between pictures.
 
-    l1 L_sup + l2 L_min + l3 L_similarity + l4 L_max, each summed or taken over both networks:
-    L_sup, the structure loss of each network on its own labels; L_min, all positions of two different labeled pictures
-    apart, by the classifiers; L_similarity, the squared difference of the probabilities of the same unlabeled picture,
-    where it is visible; L_max, the same position of the same unlabeled picture together and others apart, by the
-    projectors. Classifiers and projectors take score maps: the log odds of every foreground class.
+    l1 L_sup + l2 L_min + l3 L_similarity + l4 L_max:
+    - L_sup: the structure loss of each network on its own labels;
+    - L_min: all positions of two different labeled pictures apart, by the classifiers;
+    - L_similarity: how far each network's probabilities of the same unlabeled picture are from the other's, where the
+      picture is visible;
+    - L_max: the same position of the same unlabeled picture together, other positions apart, by the projectors.
+    Classifiers and projectors take score maps: the log odds of every foreground class.
 
     Where the paper is silent or we differ: labeled and unlabeled pictures pass a network in one batch, so that
     BatchNorm sees both; pictures of the two halves are compared in pairs; weights are not all 0.25 and the unlabeled
@@ -118,9 +122,8 @@ class MinMaxSimilarity(Method):
         if options.min_weight:
             terms["min"] = options.min_weight * self._push_pictures_apart(labeled)
         if options.consistency_weight:
-            first, second = unlabeled_logits
-            difference = squared_difference(first, second.float().softmax(dim=1), visible_nhw)
-            terms["consistency"] = options.consistency_weight * ramp * difference
+            apart = self._compare_predictions(unlabeled_logits, visible_nhw)
+            terms["consistency"] = options.consistency_weight * ramp * apart
         if options.max_weight:
             terms["max"] = options.max_weight * ramp * self._pull_views_together(unlabeled_logits)
         return terms
@@ -138,6 +141,14 @@ class MinMaxSimilarity(Method):
             of_labeled.append(logits_nchw[: len(images_nchw)])
             of_unlabeled.append(logits_nchw[len(images_nchw) :])
         return of_labeled, of_unlabeled
+
+    def _compare_predictions(self, logits: Pair, visible_nhw: Tensor) -> Tensor:
+        """How far each network is from what the other says, the sum of both directions."""
+        distance = CONSISTENCIES[self.options.consistency]
+        first, second = logits
+        return distance(first, second.detach().float().softmax(dim=1), visible_nhw) + distance(
+            second, first.detach().float().softmax(dim=1), visible_nhw
+        )
 
     def _push_pictures_apart(self, logits: Pair) -> Tensor:
         options = self.options

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,8 @@ def take_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
     kept = []
     for frames in videos.values():
         count = max(1, round(share * len(frames)))
-        kept += [frames[int((i + rng.random()) * len(frames) / count)] for i in range(count)]
+        starts = [i * len(frames) // count for i in range(count + 1)]
+        kept += [frames[a + int(rng.random() * (b - a))] for a, b in pairwise(starts)]
     return kept
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,9 @@ def test_a_video_that_is_cut_is_named(share: float, tmp_path: Path) -> None:
     (cut / "Segmentation.avi").write_bytes((tmp_path / "Dataset1" / "Segmentation.avi").read_bytes())
     (cut / "Video.avi").write_bytes(video.read_bytes()[: int(share * video.stat().st_size)])
     (problem,) = found(f"endovis2015_robotic:{cut.parent}")
-    assert problem.startswith(f"{cut / 'Video.avi'} cannot be decoded")
+    # cut inside a packet it cannot be decoded, cut between two it is short
+    assert problem.startswith(str(cut))
+    assert re.search(r"Video\.avi cannot be decoded|frame counts differ: Video\.avi [0-3], Seg", problem)
 
 
 def test_names_that_mean_nothing_are_named(tmp_path: Path) -> None:

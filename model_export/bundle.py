@@ -15,9 +15,10 @@ from torch import nn
 
 from model_export.card import Description, draft_card
 from model_export.parity import (
-    LABELS_EQUAL_AT_LEAST,
     Agreement,
     Predict,
+    backend_predict,
+    is_close,
     measure_agreement,
     reference_predict,
     require_agreement,
@@ -26,8 +27,8 @@ from model_export.pictures import draw_pictures
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
-from service.contract.bundle import GOLDEN_IMAGE, GOLDEN_MASK, MODEL_NAME, Bundle, hash_file, open_bundle
-from service.contract.geometry import Image, Mask, fit_image, plan_fit
+from service.contract.bundle import GOLDEN_IMAGE, MODEL_NAME, Bundle, hash_file, open_bundle, required_files
+from service.contract.geometry import Image, fit_image, plan_fit
 from service.contract.model_card import CARD_NAME, InputSize, ModelCard, Parity
 from service.errors import BundleError
 from training.checkpoint import Checkpoint
@@ -42,19 +43,21 @@ def write_bundle(
     description: Description,
     images: Iterable[Image],
     *,
+    view: str | None = None,
+    has_confidence: bool = False,
     golden_image_hwc: Image | None = None,
     replace: bool = False,
 ) -> tuple[Bundle, Agreement]:
     """Export `checkpoint` to `folder`, prove it on `images`, and only then let it be seen.
 
-    `images` are uint8 RGB of any size, fitted as the service does; so is `golden_image_hwc`, for which a
-    drawn picture stands in. `replace` permits `folder` to be a bundle already. Raises BundleError, and then
-    leaves `folder` as it was.
+    `view` is the one of the method's views to export, None what predicts. `images` are uint8 RGB of any size, fitted as the service does; so is `golden_image_hwc`, for which a
+    drawn picture stands in. `replace` permits `folder` to be a bundle already. Raises BundleError, or DataError
+    for a view that is not there, and then leaves `folder` as it was.
     """
     _check_target(folder, replace)
-    predictor = checkpoint.build_predictor().eval()
-    card = draft_card(checkpoint, predictor, description)
-    predict = reference_predict(predictor)
+    predictor = checkpoint.build_predictor(view)
+    card = draft_card(checkpoint, predictor, description, view=view, has_confidence=has_confidence)
+    predict = reference_predict(predictor, has_confidence)
     fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
     golden_hwc = (
         _draw_golden(predict, card.input_size)
@@ -63,7 +66,7 @@ def write_bundle(
     )
     try:
         with _unseen(folder, replace) as partial:
-            card = _write_files(partial, predictor, card, golden_hwc, predict(golden_hwc[None])[0])
+            card = _write_files(partial, predictor, card, golden_hwc, predict)
             agreement = _prove(partial, card, predict, fitted)
     except OSError as error:
         raise BundleError(
@@ -84,7 +87,7 @@ def _draw_golden(predict: Predict, size: InputSize) -> Image:
     """The drawn picture whose rarest label is the least rare: a mask of one label would prove little."""
 
     def rarest(image_hwc: Image) -> tuple[int, int]:
-        counts = np.bincount(predict(image_hwc[None]).ravel())
+        counts = np.bincount(predict(image_hwc[None])[0].ravel())
         present = counts[counts > 0]
         return len(present), int(present.min())
 
@@ -92,15 +95,18 @@ def _draw_golden(predict: Predict, size: InputSize) -> Image:
 
 
 def _write_files(
-    folder: Path, predictor: nn.Module, card: ModelCard, golden_hwc: Image, mask_hw: Mask
+    folder: Path, predictor: nn.Module, card: ModelCard, golden_hwc: Image, predict: Predict
 ) -> ModelCard:
-    """Model and golden pair; gives the card with their hashes."""
-    export_onnx(Servable(predictor).eval(), card, folder / MODEL_NAME)
+    """Model and golden pictures; gives the card with their hashes."""
+    export_onnx(Servable(predictor, card.has_confidence).eval(), card, folder / MODEL_NAME)
     (folder / GOLDEN_IMAGE).parent.mkdir()
-    for name, picture in ((GOLDEN_IMAGE, golden_hwc[:, :, ::-1]), (GOLDEN_MASK, mask_hw)):
+    golden_outputs = (output_nhw[0] for output_nhw in predict(golden_hwc[None]))
+    pictures = (golden_hwc[:, :, ::-1], *golden_outputs)
+    names = required_files(card)
+    for name, picture in zip(names[1:], pictures, strict=True):
         if not cv2.imwrite(str(folder / name), picture):
             raise OSError(f"OpenCV could not write {name}")
-    hashes = {name: hash_file(folder / name) for name in (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK)}
+    hashes = {name: hash_file(folder / name) for name in names}
     return card.model_copy(update={"files": hashes})
 
 
@@ -110,8 +116,9 @@ def _prove(folder: Path, card: ModelCard, predict: Predict, images: Iterable[Ima
     bundle = open_bundle(folder)
     backend = open_backend(BACKEND, bundle)
     try:
-        check_golden(bundle, backend.segment)
-        agreement = measure_agreement(predict, backend.segment, images)
+        served = backend_predict(backend, card)
+        check_golden(bundle, served)
+        agreement = measure_agreement(predict, served, images)
     finally:
         backend.close()
     require_agreement(agreement, backend.name)
@@ -120,19 +127,21 @@ def _prove(folder: Path, card: ModelCard, predict: Predict, images: Iterable[Ima
         precision=backend.precision,
         frames=agreement.frames,
         labels_equal=agreement.labels_equal,
+        confidences_equal=agreement.confidences_equal,
     )
     card.model_copy(update={"parity": (measured,)}).save(folder / CARD_NAME)
     return agreement
 
 
 def check_golden(bundle: Bundle, predict: Predict) -> Agreement:
-    """Raise BundleError unless `predict` gives the golden mask for the golden picture."""
-    golden_mask_hw = bundle.golden_mask_hw
-    agreement = measure_agreement(lambda _: golden_mask_hw[None], predict, [bundle.golden_image_hwc])
-    if agreement.labels_equal < LABELS_EQUAL_AT_LEAST:
+    """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
+    pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
+    golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
+    agreement = measure_agreement(lambda _: golden, predict, [bundle.golden_image_hwc])
+    if not is_close(agreement):
         raise BundleError(
             f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
-            "the mask it gave when it was exported",
+            "what it gave when it was exported",
             "Export the bundle again on this machine, or check the runtime's version.",
         )
     return agreement

@@ -18,6 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, made new"
     )
+    parser.add_argument(
+        "--view", metavar="NAME", help="the view of the method to export (default: what predicts)"
+    )
+    parser.add_argument(
+        "--confidence",
+        action="store_true",
+        help="give the model a second output: how sure it is of each pixel",
+    )
     parser.add_argument("--force", action="store_true", help="replace the bundle that is at DIR")
     parser.add_argument(
         "--data", metavar="READER:PATH", help="prove parity on these frames; drawn pictures otherwise"
@@ -66,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out,
         description,
         proof_images(arguments.data, arguments.limit),
+        view=arguments.view,
+        has_confidence=arguments.confidence,
         golden_image_hwc=None if arguments.golden is None else read_image(arguments.golden),
         replace=arguments.force,
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.model_card import Metric, ModelCard, TrainingRun
+from service.contract.model_card import CONFIDENCE, MASK, Metric, ModelCard, TrainingRun
 from service.errors import DataError
 from training.checkpoint import Checkpoint
 from training.networks import count_parameters
@@ -25,8 +25,15 @@ class Description:
     limits: tuple[str, ...] = ()
 
 
-def draft_card(checkpoint: Checkpoint, predictor: nn.Module, description: Description) -> ModelCard:
-    """The card of `checkpoint`, still without hashes and parity."""
+def draft_card(
+    checkpoint: Checkpoint,
+    predictor: nn.Module,
+    description: Description,
+    *,
+    view: str | None = None,
+    has_confidence: bool = False,
+) -> ModelCard:
+    """The card of a view of `checkpoint`, which is `predictor`; still without hashes and parity."""
     foreground = ", ".join(info.name for info in checkpoint.classes[1:])
     text = (
         f"Labels {foreground} in surgical video: {checkpoint.network} network, {checkpoint.method} training."
@@ -38,8 +45,10 @@ def draft_card(checkpoint: Checkpoint, predictor: nn.Module, description: Descri
         classes=checkpoint.classes,
         input_size=checkpoint.input_size,
         fit=checkpoint.recipe.fit,
+        outputs=(MASK, CONFIDENCE) if has_confidence else (MASK,),
         network=checkpoint.network,
         method=checkpoint.method,
+        view=view or "",
         parameters=count_parameters(predictor),
         training_data=checkpoint.data_sources,
         training=TrainingRun(

@@ -10,7 +10,7 @@ from pathlib import Path
 from model_export.bundle import check_golden, fit_to_card
 from model_export.bundle_command import positive
 from model_export.frames import proof_images
-from model_export.parity import measure_agreement, reference_predict, require_agreement
+from model_export.parity import backend_predict, measure_agreement, reference_predict, require_agreement
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend
 from service.backends.base import Backend
@@ -65,7 +65,7 @@ def check(
     backend = open_backend(backend_name, bundle)
     try:
         yield f"graph    opens in {backend.name} at {backend.precision}"
-        yield f"golden   {check_golden(bundle, backend.segment)}"
+        yield f"golden   {check_golden(bundle, backend_predict(backend, bundle.card))}"
         yield f"parity   {_compare(bundle, backend, checkpoint, images)}"
     finally:
         backend.close()
@@ -85,8 +85,9 @@ def _check_card(bundle: Bundle) -> None:
 def _compare(bundle: Bundle, backend: Backend, checkpoint: Checkpoint | None, images: Iterable[Image]) -> str:
     if checkpoint is None:
         return "not measured again: name the network with --checkpoint"
-    reference = reference_predict(checkpoint.build_predictor())
-    fitted = (fit_to_card(image_hwc, bundle.card) for image_hwc in images)
-    agreement = measure_agreement(reference, backend.segment, fitted)
+    card = bundle.card
+    reference = reference_predict(checkpoint.build_predictor(card.view or None), card.has_confidence)
+    fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
+    agreement = measure_agreement(reference, backend_predict(backend, card), fitted)
     require_agreement(agreement, backend.name)
     return str(agreement)

@@ -1,4 +1,4 @@
-"""Proves that what will be served gives the labels of the network that was trained."""
+"""Proves that what will be served gives the labels, and the confidences, of the network that was trained."""
 
 from __future__ import annotations
 
@@ -10,64 +10,97 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from service.backends.base import Backend
 from service.contract.geometry import Image
+from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard
 from service.errors import BundleError
 
-Predict = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
-"""uint8 RGB `(N, H, W, 3)`, C-contiguous, to uint8 class ids `(N, H, W)`."""
+Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], ...]]
+"""uint8 RGB `(N, H, W, 3)`, C-contiguous, to the outputs: uint8 class ids `(N, H, W)`, and perhaps their confidence."""
 
-LABELS_EQUAL_AT_LEAST = 0.999
+EQUAL_AT_LEAST = 0.999
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The share of labels that two predictions have in common, over all `frames` and on the worst."""
+    """The share of labels that two predictions have in common, over all `frames` and on the worst.
+
+    Of the confidences, None where there are none, the share that is within CONFIDENCE_TOLERANCE levels.
+    """
 
     frames: int
     labels_equal: float
     worst: float
+    confidences_equal: float | None = None
 
     def __str__(self) -> str:
-        return (
+        labels = (
             f"{self.labels_equal:.4%} of labels equal on {self.frames} frames (worst frame {self.worst:.4%})"
         )
+        if self.confidences_equal is None:
+            return labels
+        return f"{labels}, {self.confidences_equal:.4%} of confidences within {CONFIDENCE_TOLERANCE} of 255"
 
 
-def reference_predict(predictor: nn.Module) -> Predict:
-    """The labels of a network in torch, by the textbook and not by the exported form, which is under test."""
+def backend_predict(backend: Backend, card: ModelCard) -> Predict:
+    """What a backend gives, for all outputs of the card that we know."""
+    if card.has_confidence:
+        return backend.segment_with_confidence
+    return lambda images_nhwc: (backend.segment(images_nhwc),)
+
+
+def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Predict:
+    """A network's outputs in torch, by the textbook and not by the exported form, which is under test."""
     mean, std = (
         torch.as_tensor(getattr(predictor, name)).float().view(1, 3, 1, 1) for name in ("mean", "std")
     )
 
-    def predict(images_nhwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def predict(images_nhwc: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
         with torch.inference_mode():
             images_nchw = torch.from_numpy(images_nhwc).permute(0, 3, 1, 2).float() / 255
             logits_nchw = predictor((images_nchw - mean) / std)
-            return np.asarray(logits_nchw.argmax(dim=1).numpy(), dtype=np.uint8)
+            labels_nhw = logits_nchw.argmax(dim=1)
+            probabilities_nhw = logits_nchw.softmax(dim=1).gather(1, labels_nhw[:, None])[:, 0]
+        masks_nhw = labels_nhw.numpy().astype(np.uint8)
+        if not has_confidence:
+            return (masks_nhw,)
+        return masks_nhw, np.rint(255 * probabilities_nhw.numpy()).astype(np.uint8)
 
     return predict
 
 
 def measure_agreement(reference: Predict, candidate: Predict, images: Iterable[Image]) -> Agreement:
     """Compare two predictions picture by picture; pictures are uint8 RGB `(H, W, 3)` at the model's size."""
-    shares = []
+    shares, close = [], []
     for image_hwc in images:
         images_nhwc = np.ascontiguousarray(image_hwc)[None]
-        shares.append(float(np.mean(reference(images_nhwc) == candidate(images_nhwc))))
+        (masks, *confidences), (other_masks, *others) = reference(images_nhwc), candidate(images_nhwc)
+        shares.append(float(np.mean(masks == other_masks)))
+        for confidence, other in zip(confidences, others, strict=True):
+            distance = np.abs(confidence.astype(np.int16) - other)
+            close.append(float(np.mean(distance <= CONFIDENCE_TOLERANCE)))
     if not shares:
         raise BundleError(
             "There was no picture to compare on.",
             "at least one frame",
             "Name data that holds frames, or a larger --limit.",
         )
-    return Agreement(len(shares), float(np.mean(shares)), min(shares))
+    return Agreement(
+        len(shares), float(np.mean(shares)), min(shares), float(np.mean(close)) if close else None
+    )
+
+
+def is_close(agreement: Agreement) -> bool:
+    """Whether as many labels, and confidences where there are some, are equal as a bundle must have."""
+    shares = (agreement.labels_equal, agreement.confidences_equal)
+    return all(share is None or share >= EQUAL_AT_LEAST for share in shares)
 
 
 def require_agreement(agreement: Agreement, backend: str) -> None:
-    """Raise BundleError when fewer labels are equal than a bundle may differ by."""
-    if agreement.labels_equal < LABELS_EQUAL_AT_LEAST:
+    """Raise BundleError when fewer labels or confidences are equal than a bundle may differ by."""
+    if not is_close(agreement):
         raise BundleError(
             f"The backend {backend} disagrees with the network: {agreement}.",
-            f"at least {LABELS_EQUAL_AT_LEAST:.1%}",
+            f"at least {EQUAL_AT_LEAST:.1%}",
             "Compare the runtime's version and precision with those the network was trained with.",
         )

@@ -15,15 +15,17 @@ from service.contract.model_card import InputSize, ModelCard
 from service.errors import BundleError
 
 INPUT_NAME = "image"
-OUTPUT_NAME = "mask"
 CARD_KEY = "surgseg.card"
 # What the exporter writes natively, so nothing is converted; ONNX Runtime, OpenVINO and TensorRT all read it.
 OPSET = 18
 
 
 def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
-    """Write `servable` to `path` with `card`, less its hashes and parity, inside. Raises BundleError."""
-    model = _trace(servable, card.input_size)
+    """Write `servable` to `path` with `card`, less its hashes and parity, inside. Raises BundleError.
+
+    The card's outputs are those of `servable`, in its order.
+    """
+    model = _trace(servable, card.input_size, card.outputs)
     for node in model.graph.all_nodes():
         if node.op_type == "Resize":
             _fix_scales(node)
@@ -47,7 +49,7 @@ def embedded_card(path: Path) -> ModelCard | None:
     return ModelCard.model_validate_json(texts[0]) if texts else None
 
 
-def _trace(servable: Servable, size: InputSize) -> ir.Model:
+def _trace(servable: Servable, size: InputSize, outputs: tuple[str, ...]) -> ir.Model:
     # Two pictures, because a batch of one would be taken for a constant.
     images_nhwc = torch.zeros((2, size.height, size.width, 3), dtype=torch.uint8)
     program = torch.onnx.export(
@@ -55,7 +57,7 @@ def _trace(servable: Servable, size: InputSize) -> ir.Model:
         (images_nhwc,),
         dynamo=True,
         input_names=[INPUT_NAME],
-        output_names=[OUTPUT_NAME],
+        output_names=list(outputs),
         dynamic_shapes={INPUT_NAME: {0: torch.export.Dim("N", min=1)}},
         opset_version=OPSET,
         external_data=False,

@@ -19,7 +19,7 @@ import model_export.bundle as bundle_module
 from model_export.__main__ import main
 from model_export.bundle import write_bundle
 from model_export.card import Description
-from model_export.parity import measure_agreement, reference_predict
+from model_export.parity import backend_predict, measure_agreement, reference_predict
 from model_export.pictures import draw_pictures
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend
@@ -169,7 +169,8 @@ def test_backend_gives_the_labels_of_the_network_on_real_frames(
         image_hwc, _ = sample.load()
         fitted.append(fit_image(image_hwc, plan_fit(*image_hwc.shape[:2], SIZE)))
     backend = open_backend("onnxruntime", bundle)
-    agreement = measure_agreement(reference_predict(checkpoint.build_predictor()), backend.segment, fitted)
+    reference = reference_predict(checkpoint.build_predictor())
+    agreement = measure_agreement(reference, backend_predict(backend, bundle.card), fitted)
     backend.close()
     assert agreement.frames == 8
     assert agreement.labels_equal >= 0.999

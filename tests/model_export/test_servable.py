@@ -51,7 +51,7 @@ def test_servable_agrees_with_a_network_fed_by_the_textbook(classes: int) -> Non
     assert served_nhw.shape == (3, 48, 80)
     assert served_nhw.dtype == np.uint8
     assert len(np.unique(served_nhw)) > 1
-    assert np.mean(served_nhw == reference_predict(predictor)(images_nhwc)) > 0.999
+    assert np.mean(served_nhw == reference_predict(predictor)(images_nhwc)[0]) > 0.999
 
 
 def test_drawn_pictures_are_the_same_for_a_seed_and_differ_between_seeds() -> None:
@@ -66,13 +66,13 @@ def test_drawn_pictures_are_the_same_for_a_seed_and_differ_between_seeds() -> No
 def test_agreement_counts_equal_labels_and_names_the_worst_frame() -> None:
     shares = iter([1.0, 0.5, 1.0, 1.0])
 
-    def candidate(images_nhwc: np.ndarray) -> np.ndarray:
+    def candidate(images_nhwc: np.ndarray) -> tuple[np.ndarray]:
         masks_nhw = np.zeros(images_nhwc.shape[:3], np.uint8)
         masks_nhw[:, int(48 * next(shares)) :] = 1
-        return masks_nhw
+        return (masks_nhw,)
 
     pictures = draw_pictures(SIZE, 4)
-    agreement = measure_agreement(lambda i: np.zeros(i.shape[:3], np.uint8), candidate, pictures)
+    agreement = measure_agreement(lambda i: (np.zeros(i.shape[:3], np.uint8),), candidate, pictures)
     assert (agreement.frames, agreement.labels_equal, agreement.worst) == (4, 0.875, 0.5)
     with pytest.raises(BundleError, match=r"87\.5"):
         require_agreement(agreement, "onnxruntime")

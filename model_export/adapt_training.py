@@ -1,0 +1,97 @@
+"""The runs of `surgseg-export adapt`: the recipe filled with a site's frames, trained from where it stands, measured."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from service.contract.model_card import DataSource
+from service.errors import DataError
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.config import DataConfig, Recipe, load_recipe
+from training.data.samples import Sample
+from training.evaluate import Evaluation, evaluate_samples
+from training.methods import find_method
+from training.trainer import BEST, LAST, Trainer, choose_device, make_predict
+
+GIVEN = ("labeled", "unlabeled", "validation", "init_from")
+FILES_WRITTEN = 3  # last.pt, best.pt and the one being written
+LOG_BYTES = 50 * 2**20
+
+
+def load_adaptation(recipe: Path, overrides: Sequence[str], steps: int | None, start: Path | None) -> Recipe:
+    """The recipe with the command line's changes; the network is that of the checkpoint to start from. Raises DataError."""
+    for override in overrides:
+        if override.split("=")[0].split(".")[0].strip() in GIVEN:
+            raise DataError(
+                f"--set {override} names what the command line gives.",
+                "keys of the recipe that say how to train",
+                "Use --labeled, --unlabeled and --start.",
+            )
+    loaded = load_recipe(recipe, list(overrides) + ([] if steps is None else [f"steps={steps}"]))
+    if start is not None:
+        network = load_checkpoint(start).recipe.network
+        loaded = loaded.model_copy(update={"init_from": str(start), "network": network})
+    return loaded
+
+
+def describe_source(data: DataConfig, frames: int, use: str, licence: str) -> DataConfig:
+    """`data` with what the model card will say of it, unless that was given."""
+    name = Path(data.source.partition(":")[2]).name
+    source = DataSource(name=name, licence=licence, frames=frames, use=use)
+    return data if data.card is not None else data.model_copy(update={"card": source})
+
+
+def make_supervised(recipe: Recipe) -> Recipe:
+    """The same run without the unlabeled frames; what both methods have as options stays as it is."""
+    method = find_method(recipe.method_name)
+    options = method.parse_options(recipe.method_options).model_dump()
+    shared = find_method("supervised").options_class.model_fields.keys() & options.keys()
+    table = {"name": "supervised", **{key: options[key] for key in sorted(shared)}}
+    return recipe.model_copy(update={"method": table, "unlabeled": ()})
+
+
+def train(recipe: Recipe, folder: Path, command: str) -> Checkpoint:
+    """Train in `folder` from where the run there stands, or from the beginning; gives the best checkpoint."""
+    trainer = Trainer(recipe, folder, command)
+    if (folder / LAST).is_file():
+        _resume(trainer)
+    if trainer.step < recipe.steps:
+        _require_room(trainer)
+        trainer.run()
+    return load_checkpoint(folder / BEST)
+
+
+def measure(checkpoint: Checkpoint, samples: Sequence[Sample], data: str) -> Evaluation:
+    """The checkpoint's predictor on labeled frames."""
+    recipe = checkpoint.recipe
+    device = choose_device(recipe.device)
+    predict = make_predict(checkpoint.build_predictor().to(device), device)
+    classes = len(checkpoint.classes)
+    return evaluate_samples(predict, samples, recipe.input_size, recipe.fit, classes=classes, data=data)
+
+
+def _resume(trainer: Trainer) -> None:
+    try:
+        trainer.resume()
+    except DataError as error:
+        remedy = f"Name another --work folder, or remove {trainer.folder} to begin again."
+        raise DataError(error.found, error.expected, remedy) from error
+
+
+def _require_room(trainer: Trainer) -> None:
+    """Raise DataError when the disk cannot hold the run's files: the method's tensors and two moments a parameter."""
+    method = trainer.method
+    tensors: list[torch.Tensor] = [*method.state_dict().values(), *method.parameters(), *method.parameters()]
+    needed = FILES_WRITTEN * sum(tensor.nbytes for tensor in tensors) + LOG_BYTES
+    trainer.folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(trainer.folder).free
+    if free < needed:
+        raise DataError(
+            f"The disk of {trainer.folder} has {free / 1e6:.0f} MB left.",
+            f"{needed / 1e6:.0f} MB for the run's files",
+            "Make room, or name a --work folder on another disk.",
+        )

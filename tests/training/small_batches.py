@@ -8,26 +8,24 @@ from torch import Tensor
 from training.config import NetworkConfig
 from training.method import Batch, Method, UnlabeledBatch
 
-NETWORK = NetworkConfig(
-    name="edge", options={"encoder": "mobilenetv4_conv_small_050", "width": 16, "dropout": 0.0}
-)
+NETWORK = NetworkConfig(name="edge", options={"encoder": "test_efficientnet", "width": 16, "dropout": 0.0})
 
 
 def make_batch(method: Method, *, size: tuple[int, int] = (64, 96), classes: int = 2, seed: int = 1) -> Batch:
-    """Four labeled pictures of bars that are brighter the higher their class, and three unlabeled ones.
+    """Four labeled pictures of bars that are brighter the higher their class, and two unlabeled ones.
 
     Each has as many strong views as the method asks for: noise, and a corner that is hidden.
     """
     generator = torch.Generator().manual_seed(seed)
     images, targets = _draw_bars(4, size, classes, generator)
-    weak, _ = _draw_bars(3, size, classes, generator)
-    visible = torch.ones(3, *size, dtype=torch.bool)
+    weak, _ = _draw_bars(2, size, classes, generator)
+    visible = torch.ones(2, *size, dtype=torch.bool)
     visible[:, : size[0] // 4, : size[1] // 3] = False
     strong = tuple(
         (weak + 0.3 * torch.randn(weak.shape, generator=generator)) * visible[:, None]
         for _ in range(method.strong_views)
     )
-    known = torch.zeros(3, *size, dtype=torch.int64)
+    known = torch.zeros(2, *size, dtype=torch.int64)
     return Batch(images, targets, UnlabeledBatch(weak, strong, (visible,) * method.strong_views, known))
 
 

@@ -48,10 +48,11 @@ class Supervised(Method):
         logits_nchw = self.network(batch.images_nchw)
         ce = cross_entropy(logits_nchw, batch.targets_nhw, self.options.label_smoothing)
         dice = soft_dice(logits_nchw, batch.targets_nhw)
-        return {
-            "cross_entropy": self.options.cross_entropy_weight * ce,
-            "dice": self.options.dice_weight * dice,
+        weighted = {
+            "cross_entropy": (self.options.cross_entropy_weight, ce),
+            "dice": (self.options.dice_weight, dice),
         }
+        return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
 
     def after_step(self, step: int) -> None:
         if self.average is not None:

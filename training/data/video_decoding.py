@@ -31,10 +31,7 @@ _ASSUMED_RATE = 25
 
 
 class VideoDecoding:
-    """One pass over a video file. `damage` says in a few words what was left out; it is complete after the pass.
-
-    Damaged packets are left out up to the next key frame, since the frames between refer to what is lost.
-    """
+    """One pass over a video file. `damage` says in a few words what was left out; it is complete after the pass."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -67,7 +64,6 @@ class VideoDecoding:
                 )
 
     def _intact_frames(self, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-        resumes_at_key = False
         packets = container.demux(stream)
         while True:
             try:
@@ -77,10 +73,8 @@ class VideoDecoding:
                 return
             if packet is None:
                 return
-            if resumes_at_key and packet.size and not packet.is_keyframe:
-                continue
-            frames, resumes_at_key = _decode_packet(packet, stream)
-            self._damaged_packets += resumes_at_key
+            frames, is_damaged = _decode_packet(packet, stream)
+            self._damaged_packets += is_damaged
             yield from frames
 
     def _describe(self, length_s: float, claimed_s: float | None) -> str:
@@ -144,7 +138,10 @@ def _claimed_length_s(container: InputContainer, stream: VideoStream) -> float |
 
 
 def _decode_packet(packet: Packet[VideoStream], stream: VideoStream) -> tuple[list[VideoFrame], bool]:
-    """The intact frames that a packet sets free, and whether it brought damage."""
+    """The intact frames that a packet sets free, and whether it brought damage.
+
+    After damage the decoder is flushed and then waits for a key frame: those between refer to what is lost.
+    """
     context = stream.codec_context
     frames: list[VideoFrame] = []
     is_damaged = packet.is_corrupt

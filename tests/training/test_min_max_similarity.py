@@ -83,6 +83,23 @@ def test_the_terms_are_those_of_the_equation_with_their_weights(consistency: str
     torch.testing.assert_close(losses["max"], 0.7 * pull_same_positions(*projected, 0.5, "l2", True))
 
 
+def test_where_instruments_were_pasted_both_networks_are_told_their_class() -> None:
+    method = only("consistency_weight")
+    batch = make_batch(method)
+    batch.unlabeled.known_nhw[:, 40:50] = 1
+    pictures, visible = batch.unlabeled.strong_nchw[0], batch.unlabeled.visible_nhw[0]
+    logits = [
+        method.networks[name](torch.cat([half, pictures]))[2:]
+        for name, half in zip(method.networks, batch.images_nchw.split(2), strict=True)
+    ]
+    expected = 0.0
+    for own, other in (logits, reversed(logits)):
+        taught = other.softmax(dim=1)
+        taught[:, 0, 40:50], taught[:, 1, 40:50] = 0, 1
+        expected += float(CONSISTENCIES["cross_entropy"](own, taught, visible).detach())
+    assert float(method.losses(batch, 0)["consistency"].detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_only_the_unlabeled_terms_are_ramped_up() -> None:
     start, later = (
         build(ramp_steps=10, positions=4096).losses(make_batch(build()), step) for step in (0, 10)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
+import torch.nn.functional as functional
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -20,7 +21,7 @@ from training.losses.contrast import (
     take_positions,
 )
 from training.losses.structure import class_log_odds, structure_loss
-from training.method import Batch, Method, MethodOptions
+from training.method import Batch, Method, MethodOptions, UnlabeledBatch
 from training.networks import build_network
 from training.networks.contrast_heads import Classifier, Projector
 from training.networks.views import MeanOfViews
@@ -69,7 +70,8 @@ class MinMaxSimilarity(Method):
 
     Where the paper is silent or we differ: labeled and unlabeled pictures pass a network in one batch, so that
     BatchNorm sees both; pictures of the two halves are compared in pairs; weights are not all 0.25 and the unlabeled
-    terms are ramped up; positions are drawn at random, so memory does not grow with the picture's size.
+    terms are ramped up; where labeled instruments were pasted (off by default) both networks are told their class;
+    positions are drawn at random, so memory does not grow with the picture's size.
     """
 
     options_class = MinMaxSimilarityOptions
@@ -109,23 +111,20 @@ class MinMaxSimilarity(Method):
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, unlabeled = self.options, batch.require_unlabeled("min_max_similarity")
-        is_strong = options.unlabeled_view == "strong"
-        pictures_nchw = unlabeled.strong_nchw[0] if is_strong else unlabeled.weak_nchw
-        visible_nhw = unlabeled.visible_nhw[0] if is_strong else torch.ones_like(unlabeled.visible_nhw[0])
-        targets = _halves(batch.targets_nhw)
-        labeled, unlabeled_logits = self._predict(_halves(batch.images_nchw), pictures_nchw)
+        pictures_nchw, visible_nhw = self._see(unlabeled)
+        labeled, both_saw = self._predict(_halves(batch.images_nchw), pictures_nchw)
         ramp = ramp_up(step, options.ramp_steps)
         terms: dict[str, Tensor] = {}
         if options.supervised_weight:
-            structure = [structure_loss(*pair) for pair in zip(labeled, targets, strict=True)]
-            terms["structure"] = options.supervised_weight * (structure[0] + structure[1])
+            first, second = map(structure_loss, labeled, _halves(batch.targets_nhw))
+            terms["structure"] = options.supervised_weight * (first + second)
         if options.min_weight:
             terms["min"] = options.min_weight * self._push_pictures_apart(labeled)
         if options.consistency_weight:
-            apart = self._compare_predictions(unlabeled_logits, visible_nhw)
+            apart = self._compare(both_saw, visible_nhw, unlabeled.known_nhw)
             terms["consistency"] = options.consistency_weight * ramp * apart
         if options.max_weight:
-            terms["max"] = options.max_weight * ramp * self._pull_views_together(unlabeled_logits)
+            terms["max"] = options.max_weight * ramp * self._pull_views_together(both_saw)
         return terms
 
     def after_step(self, step: int) -> None:
@@ -142,13 +141,24 @@ class MinMaxSimilarity(Method):
             of_unlabeled.append(logits_nchw[len(images_nchw) :])
         return of_labeled, of_unlabeled
 
-    def _compare_predictions(self, logits: Pair, visible_nhw: Tensor) -> Tensor:
+    def _see(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor]:
+        """The unlabeled pictures that both networks see, and what is visible in them."""
+        if self.options.unlabeled_view == "weak":
+            return unlabeled.weak_nchw, torch.ones_like(unlabeled.visible_nhw[0])
+        return unlabeled.strong_nchw[0], unlabeled.visible_nhw[0]
+
+    def _compare(self, logits: Pair, visible_nhw: Tensor, known_nhw: Tensor) -> Tensor:
         """How far each network is from what the other says, the sum of both directions."""
+        first, second = (self._teach(maps, known_nhw) for maps in logits)
         distance = CONSISTENCIES[self.options.consistency]
-        first, second = logits
-        return distance(first, second.detach().float().softmax(dim=1), visible_nhw) + distance(
-            second, first.detach().float().softmax(dim=1), visible_nhw
-        )
+        return distance(logits[0], second, visible_nhw) + distance(logits[1], first, visible_nhw)
+
+    @torch.no_grad()
+    def _teach(self, logits_nchw: Tensor, known_nhw: Tensor) -> Tensor:
+        """Probabilities for the other network; certainty where pasted instruments are known."""
+        taught_nchw = logits_nchw.float().softmax(dim=1)
+        known_nchw = functional.one_hot(known_nhw, self.classes).movedim(-1, 1).to(taught_nchw.dtype)
+        return torch.where((known_nhw > 0).unsqueeze(1), known_nchw, taught_nchw)
 
     def _push_pictures_apart(self, logits: Pair) -> Tensor:
         options = self.options

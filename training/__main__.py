@@ -1,10 +1,12 @@
-"""surgseg-train run | evaluate | sweep | report | data."""
+"""surgseg-train run | evaluate | reliability | sweep | report | data."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from service.errors import DataError, SurgsegError
 from training.data.check import add_arguments as add_check_arguments
@@ -12,20 +14,29 @@ from training.data.check import run_check
 from training.data.screen_command import add_arguments as add_screen_arguments
 from training.data.screen_command import run_screen
 from training.evaluate import add_arguments
+from training.reliability_command import add_checkpoint_arguments as add_reliability_arguments
+from training.reliability_command import run_checkpoint
+
+if TYPE_CHECKING:
+    from training.distributed import Processes
+    from training.trainer import Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 a clear error, 130 stopped by Ctrl-C."""
     arguments = _parse(argv)
+    is_silent = os.environ.get("RANK", "0") != "0"  # of the processes of torchrun, the first speaks for all
     try:
         arguments.action(arguments)
     except SurgsegError as error:
-        print(f"surgseg-train: {error}", file=sys.stderr)
+        if not is_silent:
+            print(f"surgseg-train: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         hints = {_run: "; continue with --resume", _sweep: "; the same command continues"}
         hint = hints.get(arguments.action, "")
-        print(f"surgseg-train: stopped{hint}", file=sys.stderr)
+        if not is_silent:
+            print(f"surgseg-train: stopped{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -48,6 +59,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     evaluate.add_argument("--view", metavar="NAME", help="the view to measure (default: what predicts)")
     add_arguments(evaluate)
     evaluate.set_defaults(action=_evaluate)
+    reliability = commands.add_parser("reliability", help="measure whether a checkpoint's confidence holds")
+    add_reliability_arguments(reliability)
+    reliability.set_defaults(action=run_checkpoint)
     _add_comparison(commands)
     _add_data(commands)
     return parser.parse_args(argv)
@@ -84,6 +98,17 @@ def _add_comparison(commands: argparse._SubParsersAction[argparse.ArgumentParser
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from training.distributed import join_processes
+
+    with join_processes() as processes:
+        with processes.together():
+            trainer = _open_run(arguments, processes)
+        trainer.run(progress=processes.is_first)
+        if processes.is_first:
+            print(f"best validation Dice {trainer.best_dice:.3f}: {trainer.folder / 'best.pt'}")
+
+
+def _open_run(arguments: argparse.Namespace, processes: Processes) -> Trainer:
     from training.config import load_recipe
     from training.trainer import LAST, Trainer
 
@@ -94,17 +119,17 @@ def _run(arguments: argparse.Namespace) -> None:
         raise DataError(
             f"{folder} already holds a run.", "a new folder", "Add --resume, or name another --out."
         )
-    trainer = Trainer(recipe, folder)
+    trainer = Trainer(recipe, folder, processes=processes)
     if arguments.resume:
         trainer.resume()
-    trainer.run()
-    print(f"best validation Dice {trainer.best_dice:.3f}: {folder / 'best.pt'}")
+    return trainer
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from training.checkpoint import load_checkpoint
+    from training.device import choose_device
     from training.evaluate import run_evaluation
-    from training.trainer import choose_device, make_predict
+    from training.prediction import make_predict
 
     checkpoint = load_checkpoint(arguments.checkpoint)
     device = choose_device("auto")

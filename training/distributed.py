@@ -116,11 +116,6 @@ def join_processes() -> Iterator[Processes]:
     dist.destroy_process_group()  # not after an error: it would wait for those that have ended
 
 
-def is_first_process() -> bool:
-    """Whether this process speaks for the run, known before and after the processes have met."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _talk(operation: Callable[..., Value], *arguments: Any, **options: Any) -> Value:
     try:
         return operation(*arguments, **options)

@@ -95,12 +95,17 @@ class Method(nn.Module):
         """The segmentation networks that can start from another run's weights, by attribute name."""
         raise TypeError(f"{type(self).__name__} must name its networks")
 
+    @property
+    def segmenters(self) -> list[nn.Module]:
+        """Every network and every average of one."""
+        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
+        return [*self.networks.values(), *averages]
+
     @torch.no_grad()
     def start_from(self, weights: dict[str, Tensor]) -> int:
         """Copy weights into every network and every average of one, where names and shapes agree; how many did."""
-        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
         matched = 0
-        for network in [*self.networks.values(), *averages]:
+        for network in self.segmenters:
             current = network.state_dict()
             fitting = {
                 name: w for name, w in weights.items() if name in current and current[name].shape == w.shape

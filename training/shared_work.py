@@ -118,7 +118,7 @@ def _batch_norm(
     if not training:
         return functional.batch_norm(values, running_mean, running_var, weight, bias, False, momentum, eps)
     with torch.no_grad():
-        moments = torch.stack(torch.var_mean(values.float(), _all_but_channels(values), correction=0))
+        moments = torch.stack(torch.var_mean(_widen(values), _all_but_channels(values), correction=0))
         variances, means = processes.gather(moments[None]).unbind(dim=1)
         mean = means.mean(dim=0)
         variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
@@ -154,8 +154,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight, mean, inverse_deviation = ctx.saved_tensors
         by_channel, dims = _channel_shape(values), _all_but_channels(values)
-        received = gradient.float()
-        normal = (values.float() - mean.view(by_channel)) * inverse_deviation.view(by_channel)
+        received = _widen(gradient)
+        normal = (_widen(values) - mean.view(by_channel)) * inverse_deviation.view(by_channel)
         sums = torch.stack([received.sum(dims), (received * normal).sum(dims)])
         of_bias, of_weight = sums.clone()
         count = values.numel() // values.shape[1] * ctx.processes.count
@@ -171,6 +171,11 @@ class _Normalise(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _widen(values: Tensor) -> Tensor:
+    """float32 at least: autocast's types are too coarse to add up in."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _all_but_channels(values: Tensor) -> list[int]:

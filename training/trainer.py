@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from service.errors import DataError
 from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_checkpoint
 from training.config import OptimizerConfig, Recipe
-from training.data.batches import PictureBatch, Pool, TrainingBatches, make_loader, open_pools
+from training.data.batches import PictureBatch, Pool, TrainingBatches, gather_batch, make_loader, open_pools
 from training.data.splits import hash_parts
-from training.evaluate import Evaluation, Predict, evaluate_samples
+from training.device import choose_device, peak_memory_bytes, share_cores
+from training.distributed import ALONE, Processes
+from training.evaluate import Evaluation, evaluate_samples
 from training.method import Batch, Method, UnlabeledBatch
 from training.methods import build_method
+from training.prediction import make_predict
+from training.run_log import RunLog
 from training.schedules import learning_rate_factor
+from training.shared_work import share_work
 
-LAST, BEST, LOG = "last.pt", "best.pt", "log.jsonl"
+LAST, BEST = "last.pt", "best.pt"
 
 
 class Trainer:
     """One run in one folder: `last.pt`, `best.pt` (by validation Dice), `log.jsonl` and TensorBoard events.
 
     Batches, learning rate and picture size are functions of the step, and every other state is in the checkpoint: a
-    resumed run continues as if it had never stopped.
+    resumed run continues as if it had never stopped. Several processes give the run of one: all hold the same state,
+    share the pictures and the networks' work, and the first of them validates and writes.
     """
 
-    def __init__(self, recipe: Recipe, folder: Path, command: str | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, command: str | None = None, processes: Processes = ALONE
+    ) -> None:
+        processes.check_divides(
+            {"batch_size": recipe.batch_size, "unlabeled_batch_size": recipe.unlabeled_batch_size}
+        )
         self.recipe = recipe
+        self.processes = processes
         self.folder = folder
         self.command = command or shlex.join(["surgseg-train", *sys.argv[1:]])
-        self.device = choose_device(recipe.device)
-        torch.set_num_threads(len(os.sched_getaffinity(0)))  # torch's own default leaves hyper-threads idle
+        self.device = choose_device(recipe.device, processes)
+        share_cores(processes)
         self.training_pools = open_pools(recipe.labeled)
         self.validation_pools = open_pools(recipe.validation)
         torch.manual_seed(recipe.seed)
@@ -52,7 +61,7 @@ class Trainer:
         self.unlabeled_pools = open_unlabeled(recipe) if method.strong_views else []
         self.split_hash = _hash_pools(self.training_pools, self.unlabeled_pools, self.validation_pools)
         if recipe.init_from:
-            start_from(method, Path(recipe.init_from))
+            start_from(method, Path(recipe.init_from), quiet=not processes.is_first)
         self.method = method.to(self.device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         self.commit = read_commit()  # now: the checkout may move on while this process trains
@@ -72,29 +81,48 @@ class Trainer:
         self.method.load_state_dict(checkpoint.state["method"])
         self.optimizer.load_state_dict(checkpoint.state["optimizer"])
         torch.set_rng_state(checkpoint.state["random"])
+        if self.device.type == "cuda" and "random_cuda" in checkpoint.state:
+            torch.cuda.set_rng_state(checkpoint.state["random_cuda"], self.device)
         self.step = checkpoint.step
         self.best_dice = checkpoint.state["best_dice"]
 
     def run(self, progress: bool = True, stop_at: int | None = None) -> None:
         """Train to the recipe's last step, or to `stop_at`. Raises DataError when a loss is not finite."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        parts, strong_views = self.method.labeled_parts, self.method.strong_views
-        batches = TrainingBatches(self.recipe, self.training_pools, self.unlabeled_pools, parts, strong_views)
-        batches.load_all()
+        with self.processes.together():
+            parts = self._open_batches()
         last_step = min(self.recipe.steps, stop_at or self.recipe.steps)
         bar = tqdm(total=self.recipe.steps, initial=self.step, unit="step", disable=not progress)
-        with SummaryWriter(str(self.folder), purge_step=self.step) as board, bar:
-            for pictures in make_loader(batches, self.step, self.recipe.workers):
-                if self.step >= last_step:
-                    break
+        with RunLog(self.folder, self.step) if self.processes.is_first else nullcontext() as log, bar:
+            while self.step < last_step:
                 started = time.perf_counter()
-                losses = self._train_step(self._to_batch(pictures))
+                losses = self._train_step(lambda: self._draw(parts))
                 self.step += 1
                 bar.update()
                 bar.set_postfix(loss=f"{sum(losses.values()):.3f}", dice=f"{self.best_dice:.3f}")
-                seconds = time.perf_counter() - started
-                self._log(board, {**losses, "pictures_per_s": self.recipe.batch_size / seconds}, "train")
-                self._validate_and_save(board, last_step)
+                if log:
+                    pictures = self.recipe.batch_size * self.recipe.accumulate
+                    rate = pictures / (time.perf_counter() - started)
+                    log.write(self.step, "train", {**losses, "pictures_per_s": rate})
+                self._validate_and_save(log, last_step)
+
+    def _open_batches(self) -> Iterator[PictureBatch]:
+        """This process's part of every batch from the current step on."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        batches = TrainingBatches(
+            self.recipe,
+            self.training_pools,
+            self.unlabeled_pools,
+            self.method.labeled_parts,
+            self.method.strong_views,
+            self.processes,
+        )
+        batches.load_all()
+        return iter(make_loader(batches, self.step * self.recipe.accumulate, self.recipe.workers))
+
+    def _draw(self, parts: Iterator[PictureBatch]) -> Batch:
+        with self.processes.together():
+            part = next(parts)
+        return self._to_batch(gather_batch(part, self.processes))
 
     def _to_batch(self, pictures: PictureBatch) -> Batch:
         def to_input(images: Tensor) -> Tensor:
@@ -111,33 +139,47 @@ class Trainer:
             )
         return batch
 
-    def _train_step(self, batch: Batch) -> dict[str, float]:
-        config = self.recipe.optimizer
-        factor = learning_rate_factor(self.step, self.recipe.steps, config.warmup_steps, config.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * factor
+    def _train_step(self, draw: Callable[[], Batch]) -> dict[str, float]:
+        """One step of the optimiser on the mean loss of `accumulate` batches; gives every term's mean."""
+        turns, values = self.recipe.accumulate, dict[str, float]()
+        self._set_learning_rate()
         self.method.train()
-        with self._autocast():
-            losses = self.method.losses(batch, self.step)
-        values = {name: float(loss.detach()) for name, loss in losses.items()}
-        _check_finite(values, self.step, self.folder)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        nn.utils.clip_grad_norm_(self.method.parameters(), config.gradient_clip)
+        for _ in range(turns):
+            batch = draw()
+            with self._autocast(), share_work(self.method.segmenters, self.processes):
+                losses = self.method.losses(batch, self.step)
+            for name, loss in losses.items():
+                values[name] = values.get(name, 0.0) + float(loss.detach()) / turns
+            _check_finite(values, self.step, self.folder)
+            (torch.stack(list(losses.values())).sum() / turns).backward()
+        self.processes.average_gradients(self.method.parameters())
+        nn.utils.clip_grad_norm_(self.method.parameters(), self.recipe.optimizer.gradient_clip)
         self.optimizer.step()
         self.method.after_step(self.step)
         return values
 
-    def _validate_and_save(self, board: SummaryWriter, last_step: int) -> None:
-        is_last = self.step == last_step
-        due = self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
-        if due:
-            evaluation = self.validate()
-            self._log(board, {"dice": evaluation.mean_dice}, "validation")
-            if evaluation.mean_dice > self.best_dice:
-                self.best_dice = evaluation.mean_dice
-                save_checkpoint(self._checkpoint(evaluation.mean_dice), self.folder / BEST)
-        if due or is_last or self.step % self.recipe.save_every == 0:
+    def _set_learning_rate(self) -> None:
+        config = self.recipe.optimizer
+        factor = learning_rate_factor(self.step, self.recipe.steps, config.warmup_steps, config.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * factor
+
+    def _validate_and_save(self, log: RunLog | None, last_step: int) -> None:
+        """What is due at this step; the first process does it while the others wait."""
+        is_due = self.step % self.recipe.validate_every == 0 or self.step == self.recipe.steps
+        if not (is_due or self.step == last_step or self.step % self.recipe.save_every == 0):
+            return
+        with self.processes.together():
+            if log is None:
+                return
+            if is_due:
+                dice = self.validate().mean_dice
+                memory = peak_memory_bytes(self.device)
+                log.write(self.step, "validation", {"dice": dice, "peak_memory_bytes": memory})
+                if dice > self.best_dice:
+                    self.best_dice = dice
+                    save_checkpoint(self._checkpoint(dice), self.folder / BEST)
             save_checkpoint(self._checkpoint(self.best_dice), self.folder / LAST)
 
     def validate(self) -> Evaluation:
@@ -160,29 +202,9 @@ class Trainer:
             "random": torch.get_rng_state(),
             "best_dice": self.best_dice,
         }
+        if self.device.type == "cuda":  # where dropout draws
+            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         return Checkpoint(self.recipe, self.command, self.commit, self.split_hash, self.step, dice, state)
-
-    def _log(self, board: SummaryWriter, values: dict[str, float], part: str) -> None:
-        for name, value in values.items():
-            board.add_scalar(f"{part}/{name}", value, self.step)
-        line = {"step": self.step, "part": part, **values}
-        with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def make_predict(predictor: nn.Module, device: torch.device) -> Predict:
-    """A function from uint8 RGB `(N, H, W, 3)` to uint8 class ids `(N, H, W)`, in eval mode and float32."""
-
-    @torch.inference_mode()
-    def predict(images_nhwc: np.ndarray) -> np.ndarray:
-        was_training = predictor.training
-        predictor.eval()
-        images = normalise(torch.from_numpy(images_nhwc).to(device).permute(0, 3, 1, 2))
-        masks = predictor(images).argmax(dim=1).to(torch.uint8).cpu().numpy()
-        predictor.train(was_training)
-        return masks
-
-    return predict
 
 
 def make_optimizer(method: Method, config: OptimizerConfig) -> torch.optim.Optimizer:
@@ -197,13 +219,6 @@ def make_optimizer(method: Method, config: OptimizerConfig) -> torch.optim.Optim
         "adam": torch.optim.Adam,
     }
     return kinds[config.name](groups, lr=config.learning_rate)
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes CUDA where there is one. Raises DataError when CUDA is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataError('The recipe says device = "cuda".', "an NVIDIA GPU", 'Use device = "auto" or "cpu".')
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def read_commit() -> str:
@@ -242,7 +257,7 @@ def open_unlabeled(recipe: Recipe) -> list[Pool]:
     return open_pools(recipe.unlabeled, labeled=False)
 
 
-def start_from(method: Method, path: Path) -> None:
+def start_from(method: Method, path: Path, quiet: bool = False) -> None:
     """Copy the predictor of a checkpoint into every network of a method, where names and shapes agree."""
     weights = load_checkpoint(path).build_predictor().state_dict()
     matched = method.start_from(weights)
@@ -250,7 +265,8 @@ def start_from(method: Method, path: Path) -> None:
         raise DataError(
             f"No weight of {path} fits this network.", "a checkpoint of the same network", "Check init_from."
         )
-    print(f"{matched} of {len(weights)} tensors start from {path}")
+    if not quiet:
+        print(f"{matched} of {len(weights)} tensors start from {path}")
 
 
 def _hash_pools(training: list[Pool], unlabeled: list[Pool], validation: list[Pool]) -> str:

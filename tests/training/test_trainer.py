@@ -12,7 +12,8 @@ from service.errors import DataError
 from tests.training.small_runs import small_recipe
 from training.checkpoint import load_checkpoint
 from training.data.batches import TrainingBatches, make_loader, open_pools
-from training.trainer import BEST, LAST, LOG, Trainer
+from training.run_log import LOG
+from training.trainer import BEST, LAST, Trainer
 
 
 def losses_of(folder: Path) -> list[tuple[int, float, float]]:

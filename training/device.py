@@ -1,0 +1,42 @@
+"""The device that a process trains on: which one, how many threads, how much memory it took."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+import torch
+
+from service.errors import DataError
+from training.distributed import ALONE, Processes
+
+
+def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
+    """`auto` takes CUDA where there is one, each process of a machine its own GPU.
+
+    Raises DataError when CUDA is asked for and absent, or when there are more processes than GPUs.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise DataError('The recipe says device = "cuda".', "an NVIDIA GPU", 'Use device = "auto" or "cpu".')
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if processes.local_count > torch.cuda.device_count():
+        raise DataError(
+            f"{processes.local_count} processes were started on a machine of {torch.cuda.device_count()} GPUs.",
+            "a GPU for each",
+            'Start fewer with --nproc-per-node, or use device = "cpu".',
+        )
+    torch.cuda.set_device(processes.local_rank)
+    return torch.device("cuda", processes.local_rank)
+
+
+def share_cores(processes: Processes) -> None:
+    """Use all cores of the machine, each process its share; torch's own default leaves hyper-threads idle."""
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.local_count))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held: of the GPU's memory where it has one, otherwise without loader processes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

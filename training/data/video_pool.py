@@ -183,7 +183,7 @@ def _fill_cache(path: Path, folder: Path, interval_s: float, most_frames: int) -
         if frames is None:
             raise DataError(
                 f"The frames of {path} cannot be kept in {folder.parent} ({error.strerror}).",
-                "a folder that can be written, with room for about 100 MB an hour of video",
+                "a folder that can be written, with room for about 100 MB a video",
                 "Make room, or set XDG_CACHE_HOME to another folder.",
             ) from error
         return frames

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -27,11 +28,14 @@ from tqdm import tqdm
 from service.errors import DataError, SurgsegError
 from training.config import Recipe, parse_table
 from training.data.batches import open_pools
+from training.networks import NETWORKS
 from training.sweep_config import PlannedRun, SweepConfig, check_comparable, load_sweep
 from training.sweep_run import DONE, FAILED, describe_failure, identify, make_run, write_whole
 from training.trainer import BEST, LAST
 
 PLAN, RESULTS, RUNS, LOCK = "sweep.json", "results.jsonl", "runs", "sweep.lock"
+# What a run would otherwise spend its first seconds importing: itself, the optimisers' part of torch, the metrics.
+PRELOADED = ("training.sweep_run", "torch._dynamo", "monai.metrics")
 
 
 def run_sweep(path: Path, folder: Path, jobs: int = 1, progress: bool = True) -> None:
@@ -183,9 +187,9 @@ class _Job:
 
 def _make_all(runs: list[PlannedRun], folder: Path, jobs: int) -> Iterator[dict[str, Any]]:
     """Start the runs in order, `jobs` at once, and give each one's line when it ends."""
-    # Processes are forked from a server that has imported torch and done nothing with it: quick, and safe with CUDA.
+    # Processes are forked from a server that has imported everything and used nothing: quick, and safe with CUDA.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["training.sweep_run"])
+    context.set_forkserver_preload([*PRELOADED, *(entry.partition(":")[0] for entry in NETWORKS.values())])
     waiting, places, active = deque(runs), list(range(jobs)), dict[Connection, _Job]()
     try:
         while waiting or active:
@@ -219,6 +223,7 @@ def _work(run: PlannedRun, folder: Path, cores: set[int], sender: Connection) ->
     )  # Ctrl-C reaches every process of a terminal; the sweep answers it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.sched_setaffinity(0, cores)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     try:
         sender.send(make_run(run, folder))
     except SurgsegError as error:

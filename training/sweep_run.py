@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,11 @@ import torch
 
 from training.checkpoint import load_checkpoint
 from training.data.batches import Pool, open_pools
+from training.device import peak_memory_bytes
 from training.evaluate import METRICS, Evaluation, evaluate_samples
+from training.prediction import make_predict
 from training.sweep_config import PlannedRun
-from training.trainer import BEST, LAST, Trainer, make_predict
+from training.trainer import BEST, LAST, Trainer
 
 DONE, FAILED = "done", "failed"
 TEST, FRAMES = "test.json", "frames"
@@ -47,7 +48,7 @@ def make_run(run: PlannedRun, folder: Path) -> dict[str, Any]:
         "seconds": time.perf_counter() - started,
         "resumed_from": resumed_from,
         "pictures_per_s": (run.recipe.steps - resumed_from) * pictures / training_s,
-        "peak_memory_bytes": _peak_memory(trainer.device),
+        "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "machine": describe_machine(trainer.device),
         "commit": trainer.commit,
     }
@@ -136,10 +137,3 @@ def _means(summary: dict[str, Any]) -> dict[str, Any]:
 
 def _count(pools: list[Pool]) -> int:
     return sum(len(pool.samples) for pool in pools)
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's memory where there is one, otherwise of this process without its loader processes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -50,9 +50,10 @@ def write_bundle(
 ) -> tuple[Bundle, Agreement]:
     """Export `checkpoint` to `folder`, prove it on `images`, and only then let it be seen.
 
-    `view` is the one of the method's views to export, None what predicts. `images` are uint8 RGB of any size, fitted as the service does; so is `golden_image_hwc`, for which a
-    drawn picture stands in. `replace` permits `folder` to be a bundle already. Raises BundleError, or DataError
-    for a view that is not there, and then leaves `folder` as it was.
+    `view` names the one of the method's views to export, None is what predicts. `images` are uint8 RGB of any size,
+    fitted as the service does; so is `golden_image_hwc`, for which a drawn picture stands in. `replace` permits
+    `folder` to be a bundle already. Raises BundleError, or DataError for a view that is not there, and then leaves
+    `folder` as it was.
     """
     _check_target(folder, replace)
     predictor = checkpoint.build_predictor(view)

@@ -133,26 +133,26 @@ def draw_comparison(image_hwc: Image, predicted_hw: Mask, true_hw: Mask) -> Imag
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that every evaluate command takes."""
+    add_data_arguments(parser)
+    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write a picture of every frame here")
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that measures on labeled frames: which ones, and where the figures go."""
     parser.add_argument("--data", required=True, metavar="READER:PATH", help="for example folder:frames")
     parser.add_argument("--split", default="", help="a committed split or a JSON file; with --part")
     parser.add_argument("--part", default="test", help="the part of the split (default: test)")
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="every N-th frame (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
-    parser.add_argument("--overlays", type=Path, metavar="DIR", help="write a picture of every frame here")
 
 
 def run_evaluation(
     arguments: argparse.Namespace, predict: Predict, input_size: InputSize, fit: FitRule, classes: int
 ) -> Evaluation:
     """Evaluate as the command line asks, print the table and write what was asked for."""
-    samples = list(open_data(arguments.data))
-    if arguments.split:
-        samples = select_part(samples, arguments.split, arguments.part)
-    if arguments.stride < 1:
-        raise DataError(f"--stride {arguments.stride}.", "1 or more", "Leave it out for every frame.")
     evaluation = evaluate_samples(
         predict,
-        samples[:: arguments.stride],
+        select_samples(arguments),
         input_size,
         fit,
         classes=classes,
@@ -160,10 +160,25 @@ def run_evaluation(
         overlays=arguments.overlays,
     )
     print(evaluation.to_table())
+    write_figures(arguments, evaluation.to_json())
+    return evaluation
+
+
+def select_samples(arguments: argparse.Namespace) -> list[Sample]:
+    """The frames that the options of `add_data_arguments` name. Raises DataError."""
+    samples = list(open_data(arguments.data))
+    if arguments.split:
+        samples = select_part(samples, arguments.split, arguments.part)
+    if arguments.stride < 1:
+        raise DataError(f"--stride {arguments.stride}.", "1 or more", "Leave it out for every frame.")
+    return samples[:: arguments.stride]
+
+
+def write_figures(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Write what was measured to the file of --json, if there is one."""
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(evaluation.to_json(), indent=1) + "\n", encoding="utf-8")
-    return evaluation
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 def _summarise(scores: Sequence[FrameScore]) -> dict[str, Any]:

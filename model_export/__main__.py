@@ -1,4 +1,4 @@
-"""The command surgseg-export: bundle, check, evaluate. Each is imported only when chosen."""
+"""The command surgseg-export: bundle, check, evaluate, reliability. Each is imported only when chosen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ COMMANDS = {
     "bundle": ("model_export.bundle_command", "turn a checkpoint into a bundle"),
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
+    "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),
 }
 
 

@@ -14,6 +14,7 @@ COMMANDS = {
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),
+    "adapt": ("model_export.adapt_command", "turn labeled and unlabeled frames of a site into a bundle"),
 }
 
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from model_export.adapt_data import parse_data
-from model_export.adapt_report import compare, describe_run, write_report
-from model_export.adapt_site import Site, read_site
+from model_export.adapt_data import LabeledFrames, parse_data
+from model_export.adapt_report import compare, describe_run, write_json
+from model_export.adapt_site import Site, announce, read_site
 from model_export.adapt_training import load_adaptation, make_supervised, measure, train
 from model_export.bundle import write_bundle
 from model_export.bundle_command import positive
@@ -22,7 +22,7 @@ from training.checkpoint import Checkpoint
 from training.config import Recipe
 
 ADAPTED, SUPERVISED = "adapted", "supervised"
-MEASURED = "test.json"
+REPORT, TEST = "report.json", "test.json"
 PROOF_FRAMES = 32
 
 
@@ -49,12 +49,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="BUNDLE", help="the bundle's folder, made new"
     )
-    parser.add_argument("--work", type=Path, metavar="DIR", help="what training writes (default: BUNDLE-work)")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="what training writes (default: BUNDLE-work)"
+    )
     parser.add_argument("--recipe", type=Path, default=Path("adapt"), help="how to train (%(default)s)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the recipe"
     )
-    parser.add_argument("--steps", type=positive, metavar="N", help="how long to train (default: the recipe's)")
+    parser.add_argument(
+        "--steps", type=positive, metavar="N", help="how long to train (default: the recipe's)"
+    )
     parser.add_argument("--start", type=Path, metavar="CHECKPOINT", help="start from its weights")
     parser.add_argument("--name", default="", help="the model's name (default: the bundle's folder)")
     parser.add_argument("--version", default="0.1.0", help="the model's version (%(default)s)")
@@ -112,29 +116,55 @@ def _adapt(arguments: argparse.Namespace, work: Path) -> None:
     recipe = site.fill(recipe, arguments.licence)
     command = shlex.join(["surgseg-export", *sys.argv[1:]])
     report: dict[str, Any] = {"command": command, **site.describe(), "runs": {}}
-    adapted = _train(recipe, work / ADAPTED, command, site, report)
+    adapted = _train(recipe, work / ADAPTED, site.test, report)
     if arguments.compare:
-        supervised = make_supervised(recipe)
-        _train(supervised, work / SUPERVISED, command, site, report)
-        _announce("compared", f"both on {len(site.test)} frames that neither has seen")
-        table, gain = compare(*(report["runs"][name]["test"] for name in (ADAPTED, SUPERVISED)))
-        report["gain"] = gain
-        print(table)
-    write_report(work, report)
+        _train(make_supervised(recipe), work / SUPERVISED, site.test, report)
+        tests = [report["runs"][name]["test"] for name in (ADAPTED, SUPERVISED)]
+        report["gain"] = tests[0]["overall"]["dice"]["mean"] - tests[1]["overall"]["dice"]["mean"]
+        announce("compared", "with and without the unlabeled frames, on the test frames")
+        print(compare(*tests))
+    write_json(work / REPORT, report)  # now: what was measured is kept, whatever becomes of the export
     report["bundle"] = _export(arguments, adapted, site, work)
-    _announce("report", str(write_report(work, report)))
-    _announce("serve", f"surgseg serve --bundle {shlex.quote(str(arguments.out))}")
+    write_json(work / REPORT, report)
+    announce("report", str(work / REPORT))
+    announce("serve", f"surgseg serve --bundle {shlex.quote(str(arguments.out))}")
 
 
-def _train(recipe: Recipe, folder: Path, command: str, site: Site, report: dict[str, Any]) -> Checkpoint:
-    """Train, measure where there is something to measure on, and note both in the report."""
-    begin = recipe.init_from or "random weights"
-    _announce("train", f"{recipe.method_name}, {recipe.steps} steps from {begin}, in {folder}")
-    checkpoint = train(recipe, folder, command)
+def _train(recipe: Recipe, folder: Path, test: LabeledFrames | None, report: dict[str, Any]) -> Checkpoint:
+    """Train, measure where there is something to measure on, and add both to the report."""
+    start = recipe.init_from or "random weights"
+    announce("train", f"{recipe.method_name}, {recipe.steps} steps from {start}, in {folder}")
+    checkpoint = train(recipe, folder, report["command"])
     chosen = f"Dice {checkpoint.validation_dice:.3f} on the held-out frames, at step {checkpoint.step}"
-    _announce("trained", chosen)
-    evaluation = measure(checkpoint, site.test, site.test_name) if site.test else None
-    if evaluation is not None:
+    announce("trained", chosen)
+    evaluation = None
+    if test is not None:
+        evaluation = measure(checkpoint, test.samples, Path(test.config.source.partition(":")[2]).name)
+        announce("measured", f"{recipe.method_name} on the test frames")
         print(evaluation.to_table())
+        write_json(folder / TEST, evaluation.to_json())
     report["runs"][folder.name] = describe_run(checkpoint, folder, evaluation)
     return checkpoint
+
+
+def _export(arguments: argparse.Namespace, checkpoint: Checkpoint, site: Site, work: Path) -> dict[str, Any]:
+    """Write the bundle, check it as `surgseg-export check` does, and give what the report says of it."""
+    limits = [f"Learned from {len(site.learned)} labeled frames of one site: others may look different."]
+    if site.test is None:
+        limits.append("Not measured on any operation but those it was trained on.")
+    description = Description(
+        name=arguments.name or arguments.out.name,
+        version=arguments.version,
+        licence=arguments.licence,
+        metrics=() if site.test is None else (read_metric(work / ADAPTED / TEST),),
+        limits=tuple(limits),
+    )
+    proof = site.unlabeled[0].config.source
+    images = proof_images(proof, PROOF_FRAMES)
+    bundle, agreement = write_bundle(checkpoint, arguments.out, description, images)
+    size_mb = bundle.model_path.stat().st_size / 1e6
+    announce("exported", f"{bundle.folder}: {bundle.card.name} {bundle.card.version}, {size_mb:.1f} MB")
+    lines = list(check(arguments.out, "auto", checkpoint, proof_images(proof, PROOF_FRAMES)))
+    for line in lines:
+        announce("checked", line)
+    return {"folder": str(bundle.folder), "agreement": str(agreement), "checks": lines}

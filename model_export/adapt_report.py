@@ -6,33 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from model_export.adapt_data import LabeledFrames
-from model_export.adapt_pool import UnlabeledFrames
 from training.checkpoint import Checkpoint
-from training.data.samples import Sample
 from training.evaluate import Evaluation
-
-REPORT = "report.json"
-
-
-def describe_data(
-    labeled: LabeledFrames, learned: list[Sample], held_out: list[Sample], unlabeled: list[UnlabeledFrames]
-) -> dict[str, Any]:
-    """What was learned from, frame by frame where it was labeled."""
-    return {
-        "labeled": {
-            "data": labeled.config.source,
-            "frames": len(labeled.samples),
-            "sizes": {f"{width}x{height}": count for (width, height), count in labeled.sizes.items()},
-            "instrument_share": labeled.instrument_share,
-            "learned": [sample.sample_id for sample in learned],
-            "held_out": [sample.sample_id for sample in held_out],
-        },
-        "unlabeled": [
-            {"data": frames.config.source, "frames": frames.frames, "screened": frames.screened}
-            for frames in unlabeled
-        ],
-    }
 
 
 def describe_run(checkpoint: Checkpoint, folder: Path, evaluation: Evaluation | None) -> dict[str, Any]:
@@ -52,23 +27,22 @@ def describe_run(checkpoint: Checkpoint, folder: Path, evaluation: Evaluation | 
     }
 
 
-def compare(adapted: Evaluation, supervised: Evaluation) -> str:
-    """Mean Dice of both by video and overall, side by side."""
-    ours, theirs = adapted.to_json(), supervised.to_json()
-    rows = [(video, ours["videos"][video], theirs["videos"][video]) for video in ours["videos"]]
-    rows.append(("overall", ours["overall"], theirs["overall"]))
+def compare(adapted: dict[str, Any], supervised: dict[str, Any]) -> str:
+    """Mean Dice of two evaluations (Evaluation.to_json) by video and overall, side by side."""
+    rows = [(video, figures, supervised["videos"][video]) for video, figures in adapted["videos"].items()]
+    rows.append(("overall", adapted["overall"], supervised["overall"]))
     width = max(len(name) for name, _, _ in rows) + 2
     lines = [f"{'Dice':<{width}}{'frames':>7}{'adapted':>12}{'supervised':>12}{'difference':>12}"]
     for name, one, other in rows:
         first, second = one["dice"]["mean"], other["dice"]["mean"]
-        lines.append(f"{name:<{width}}{one['frames']:>7}{first:>12.3f}{second:>12.3f}{first - second:>+12.3f}")
+        lines.append(
+            f"{name:<{width}}{one['frames']:>7}{first:>12.3f}{second:>12.3f}{first - second:>+12.3f}"
+        )
     return "\n".join(lines)
 
 
-def write_report(work: Path, report: dict[str, Any]) -> Path:
-    """Write `report.json` in the work folder, whole."""
-    path = work / REPORT
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)
-    return path

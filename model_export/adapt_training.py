@@ -1,4 +1,4 @@
-"""The runs of `surgseg-export adapt`: the recipe filled with a site's frames, trained from where it stands, measured."""
+"""The runs of `surgseg-export adapt`: a recipe filled with a site's frames, trained and measured."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from service.contract.model_card import DataSource
 from service.errors import DataError
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.config import DataConfig, Recipe, load_recipe
+from training.config import Recipe, load_recipe
 from training.data.samples import Sample
+from training.device import choose_device
 from training.evaluate import Evaluation, evaluate_samples
 from training.methods import find_method
-from training.trainer import BEST, LAST, Trainer, choose_device, make_predict
+from training.prediction import make_predict
+from training.trainer import BEST, LAST, Trainer
 
 GIVEN = ("labeled", "unlabeled", "validation", "init_from")
 FILES_WRITTEN = 3  # last.pt, best.pt and the one being written
@@ -23,7 +24,7 @@ LOG_BYTES = 50 * 2**20
 
 
 def load_adaptation(recipe: Path, overrides: Sequence[str], steps: int | None, start: Path | None) -> Recipe:
-    """The recipe with the command line's changes; the network is that of the checkpoint to start from. Raises DataError."""
+    """The recipe as the command line changes it; the network is that of `start`, a checkpoint. Raises DataError."""
     for override in overrides:
         if override.split("=")[0].split(".")[0].strip() in GIVEN:
             raise DataError(
@@ -36,13 +37,6 @@ def load_adaptation(recipe: Path, overrides: Sequence[str], steps: int | None, s
         network = load_checkpoint(start).recipe.network
         loaded = loaded.model_copy(update={"init_from": str(start), "network": network})
     return loaded
-
-
-def describe_source(data: DataConfig, frames: int, use: str, licence: str) -> DataConfig:
-    """`data` with what the model card will say of it, unless that was given."""
-    name = Path(data.source.partition(":")[2]).name
-    source = DataSource(name=name, licence=licence, frames=frames, use=use)
-    return data if data.card is not None else data.model_copy(update={"card": source})
 
 
 def make_supervised(recipe: Recipe) -> Recipe:

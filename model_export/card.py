@@ -21,6 +21,7 @@ class Description:
     name: str = ""
     version: str = "0.1.0"
     text: str = ""
+    licence: str = "Apache-2.0"
     metrics: tuple[Metric, ...] = ()
     limits: tuple[str, ...] = ()
 
@@ -60,6 +61,7 @@ def draft_card(
             steps=checkpoint.step,
         ),
         metrics=description.metrics,
+        licence=description.licence,
         limits=description.limits,
     )
 

@@ -120,7 +120,7 @@ def normalise(images_nchw: Tensor) -> Tensor:
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write whole or not at all: a temporary sibling, then a rename."""
+    """Write whole or not at all: a temporary sibling, then a rename. Raises DataError when the disk refuses."""
     content = {
         "version": CHECKPOINT_VERSION,
         "recipe": checkpoint.recipe.model_dump(mode="json"),
@@ -132,8 +132,16 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "state": checkpoint.state,
     }
     partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)
+    try:
+        torch.save(content, partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # torch's writer tells of a full disk by a RuntimeError
+        partial.unlink(missing_ok=True)
+        raise DataError(
+            f"{path} cannot be written ({str(error).splitlines()[0][:120]}).",
+            "a folder to write to, on a disk that is not full",
+            "Make room and continue: the checkpoint before this one is whole.",
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -33,7 +33,7 @@ def structure_loss(logits_nchw: Tensor, targets_nhw: Tensor, window: int = 31, g
     """
     odds = class_log_odds(logits_nchw)
     masks = functional.one_hot(targets_nhw, logits_nchw.shape[1]).movedim(-1, 1)[:, 1:].to(odds.dtype)
-    nearby = functional.avg_pool2d(masks, window, stride=1, padding=window // 2, count_include_pad=False)
+    nearby = _average_around(masks, window)
     weights = 1 + gain * (nearby - masks).abs()
     bce = functional.binary_cross_entropy_with_logits(odds, masks, reduction="none")
     weighted_bce = (weights * bce).sum(dim=(2, 3)) / weights.sum(dim=(2, 3))
@@ -41,3 +41,11 @@ def structure_loss(logits_nchw: Tensor, targets_nhw: Tensor, window: int = 31, g
     shared = (weights * probabilities * masks).sum(dim=(2, 3))
     total = (weights * (probabilities + masks)).sum(dim=(2, 3))
     return (weighted_bce + 1 - (shared + 1) / (total - shared + 1)).mean()
+
+
+def _average_around(masks: Tensor, window: int) -> Tensor:
+    """The mean over a square window within the picture, by rows and then by columns: 2 x window sums, not window^2."""
+    for kernel in ((window, 1), (1, window)):
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        masks = functional.avg_pool2d(masks, kernel, stride=1, padding=padding, count_include_pad=False)
+    return masks

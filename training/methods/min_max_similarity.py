@@ -51,7 +51,7 @@ class MinMaxSimilarityOptions(MethodOptions):
     symmetric: bool = True
     heads: Literal["trained", "frozen"] = "trained"
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    positions: Annotated[int, Field(ge=2)] = 1024
+    positions: Annotated[int, Field(ge=2)] = 256
     unlabeled_view: Literal["strong", "weak"] = "strong"
     predict_with: Literal["first", "second", "mean"] = "first"
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998

@@ -169,7 +169,8 @@ def _show_frames(comparison: Comparison) -> Iterator[str]:
                     f"<h3>{escape(method)}</h3><div class=frames>{''.join(map(_show_picture, shown))}</div>"
                 )
         if rows:
-            yield f"<details><summary>{format_share(share)} of the labels</summary>{''.join(rows)}</details>"
+            is_open = " open" if share == comparison.shares[0] else ""
+            yield f"<details{is_open}><summary>{format_share(share)} of the labels</summary>{''.join(rows)}</details>"
 
 
 def _show_picture(path: Path) -> str:

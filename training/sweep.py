@@ -31,7 +31,7 @@ from training.data.batches import open_pools
 from training.networks import NETWORKS
 from training.sweep_config import PlannedRun, SweepConfig, check_comparable, load_sweep
 from training.sweep_run import DONE, FAILED, describe_failure, identify, make_run, write_whole
-from training.trainer import BEST, LAST
+from training.trainer import BEST, LAST, read_commit
 
 PLAN, RESULTS, RUNS, LOCK = "sweep.json", "results.jsonl", "runs", "sweep.lock"
 # What a run would otherwise spend its first seconds importing: itself, the optimisers' part of torch, the metrics.
@@ -48,6 +48,7 @@ def run_sweep(path: Path, folder: Path, jobs: int = 1, progress: bool = True) ->
         raise DataError(f"--jobs {jobs}.", "1 or more", "Leave it out for one run at a time.")
     sweep, runs = load_sweep(path)
     _check_data(runs)
+    commit = read_commit()  # once: the runs' code is what is read now, wherever the checkout moves meanwhile
     folder.mkdir(parents=True, exist_ok=True)
     with _alone_in(folder):
         lines = _continue_from(folder, runs)
@@ -57,7 +58,7 @@ def run_sweep(path: Path, folder: Path, jobs: int = 1, progress: bool = True) ->
         bar = tqdm(total=len(runs), initial=len(runs) - len(waiting), unit="run", disable=not progress)
         with bar, closing(_make_all(waiting, folder / RUNS, jobs)) as made:
             for line in made:
-                lines.append(line)
+                lines.append({**line, "commit": commit})
                 _write_results(folder, lines)
                 bar.update()
                 bar.write(_describe(line))
@@ -218,9 +219,8 @@ def _cores_of(place: int, jobs: int) -> set[int]:
 
 def _work(run: PlannedRun, folder: Path, cores: set[int], sender: Connection) -> None:
     """A run's process: sends one line and ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of a terminal; the sweep answers it
+    # Ctrl-C reaches every process of a terminal; the sweep is the one to answer it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.sched_setaffinity(0, cores)
     warnings.filterwarnings("ignore", category=FutureWarning, module="monai")

@@ -50,7 +50,6 @@ def make_run(run: PlannedRun, folder: Path) -> dict[str, Any]:
         "pictures_per_s": (run.recipe.steps - resumed_from) * pictures / training_s,
         "peak_memory_bytes": peak_memory_bytes(trainer.device),
         "machine": describe_machine(trainer.device),
-        "commit": trainer.commit,
     }
 
 
@@ -127,7 +126,7 @@ def describe_machine(device: torch.device) -> str:
             for line in information.splitlines()
             if line.startswith("model name")
         ]
-        where = f"{cores} cores of {models[0]}" if models else f"{cores} processor cores"
+        where = f"{cores} × {models[0] if models else 'processor core'}"
     return f"{where}, torch {torch.__version__}"
 
 

@@ -1,4 +1,4 @@
-"""surgseg-train run | evaluate | reliability | sweep | report | data."""
+"""surgseg-train run | evaluate | reliability | sweep | report | throughput | data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from training.data.screen_command import run_screen
 from training.evaluate import add_arguments
 from training.reliability_command import add_checkpoint_arguments as add_reliability_arguments
 from training.reliability_command import run_checkpoint
+from training.throughput_command import add_arguments as add_throughput_arguments
+from training.throughput_command import run_throughput
 
 if TYPE_CHECKING:
     from training.distributed import Processes
@@ -64,6 +66,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     reliability.set_defaults(action=run_checkpoint)
     _add_comparison(commands)
     _add_data(commands)
+    throughput = commands.add_parser(
+        "throughput", help="compare the speed of Min-Max Similarity with its released loop"
+    )
+    add_throughput_arguments(throughput)
+    throughput.set_defaults(action=run_throughput)
     return parser.parse_args(argv)
 
 

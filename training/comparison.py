@@ -135,13 +135,13 @@ def read_comparison(folder: Path) -> Comparison:
     path = folder / PLAN
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        order = {run["run"]: position for position, run in enumerate(plan["runs"])}
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"{folder} is not the folder of a sweep ({path.name} cannot be read).",
             "what `surgseg-train sweep` wrote",
             "Name its --out folder.",
         ) from error
-    order = {run["run"]: position for position, run in enumerate(plan["runs"])}
     lines = sorted(read_results(folder), key=lambda line: order.get(line["run"], len(order)))
     done = [line for line in lines if line["status"] == DONE]
     if not done:

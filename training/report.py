@@ -142,7 +142,7 @@ def _describe_gaps(comparison: Comparison) -> str:
     gaps = list_gaps(comparison)
     if not gaps:
         return ""
-    counts = f"{len(comparison.failed)} runs failed and {len(comparison.missing)} are missing"
+    counts = f"{len(comparison.failed)} failed, {len(comparison.missing)} missing"
     heading = (
         f"This comparison is not complete: {counts}. Rows with fewer runs rest on other folds and seeds."
     )

@@ -16,6 +16,13 @@ class SurgsegError(Exception):
         self.expected = expected
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[type[SurgsegError], tuple[str, str, str]]:
+        return type(self), (
+            self.found,
+            self.expected,
+            self.remedy,
+        )  # pickling would pass on the message alone
+
 
 class BundleError(SurgsegError):
     """The bundle cannot be trusted or opened; ends start-up."""

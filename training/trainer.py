@@ -105,7 +105,7 @@ class Trainer:
                     log.write(self.step, "train", {**losses, "pictures_per_s": rate})
                 self._validate_and_save(log, last_step)
 
-    def _open_batches(self) -> Iterator[PictureBatch]:
+    def _open_batches(self) -> Iterator[PictureBatch | DataError]:
         """This process's part of every batch from the current step on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         batches = TrainingBatches(
@@ -119,9 +119,11 @@ class Trainer:
         batches.load_all()
         return iter(make_loader(batches, self.step * self.recipe.accumulate, self.recipe.workers))
 
-    def _draw(self, parts: Iterator[PictureBatch]) -> Batch:
+    def _draw(self, parts: Iterator[PictureBatch | DataError]) -> Batch:
         with self.processes.together():
             part = next(parts)
+            if isinstance(part, DataError):
+                raise part
         return self._to_batch(gather_batch(part, self.processes))
 
     def _to_batch(self, pictures: PictureBatch) -> Batch:

@@ -18,6 +18,7 @@ from training.config import DataConfig, Recipe
 from training.data import open_data
 from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
 from training.data.samples import Sample
+from training.data.screening import screen
 from training.data.splits import select_part, take_share
 from training.distributed import ALONE, Processes
 from training.schedules import progressive_scale
@@ -56,6 +57,8 @@ def open_pools(configs: Sequence[DataConfig], labeled: bool = True) -> list[Pool
             samples = select_part(samples, config.split, config.part)
         if config.share < 1:
             samples = take_share(samples, config.share, config.share_seed)
+        if config.screen:
+            samples = _screen(samples, config)
         unlabeled = next((sample for sample in samples if sample.load_mask is None), None)
         if labeled and unlabeled is not None:
             raise DataError(
@@ -110,8 +113,11 @@ class Drawer:
         return image_hwc, np.zeros(image_hwc.shape[:2], np.uint8) if mask_hw is None else mask_hw, config
 
 
-class TrainingBatches(Dataset[PictureBatch]):
-    """Item `step * accumulate + turn` is a step's batch, by its turn; of several processes each has its part of it."""
+class TrainingBatches(Dataset[PictureBatch | DataError]):
+    """Item `step * accumulate + turn` is a step's batch, by its turn; of several processes each has its part of it.
+
+    Where a file cannot be read the item is the error: raised in a loader's worker, it would arrive as a traceback.
+    """
 
     def __init__(
         self,
@@ -145,7 +151,13 @@ class TrainingBatches(Dataset[PictureBatch]):
         size = self._recipe.input_size
         return _round(size.height * scale), _round(size.width * scale)
 
-    def __getitem__(self, item: int) -> PictureBatch:
+    def __getitem__(self, item: int) -> PictureBatch | DataError:
+        try:
+            return self._make_batch(item)
+        except DataError as error:
+            return error
+
+    def _make_batch(self, item: int) -> PictureBatch:
         step, turn = divmod(item, self._recipe.accumulate)
         canvas, count = self.canvas(step), self._recipe.batch_size
         drawn = []
@@ -209,7 +221,9 @@ def gather_batch(part: PictureBatch, processes: Processes) -> PictureBatch:
     return PictureBatch(*(gather(values) for values in part))
 
 
-def make_loader(batches: TrainingBatches, first_item: int, workers: int) -> DataLoader[PictureBatch]:
+def make_loader(
+    batches: TrainingBatches, first_item: int, workers: int
+) -> DataLoader[PictureBatch | DataError]:
     """Batches from `first_item` to the end, in order, prepared ahead by worker processes."""
     # OpenCV's own threads would fight the trainer for the cores. They must end here: in a forked worker, asking a pool
     # that did not survive the fork to end waits for ever.
@@ -223,6 +237,18 @@ def make_loader(batches: TrainingBatches, first_item: int, workers: int) -> Data
         generator=torch.Generator(),  # its own: starting a loader must not advance the run's random state
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _screen(samples: list[Sample], config: DataConfig) -> list[Sample]:
+    screening = screen(samples)
+    print(f"{config.source}: {screening.describe()}")
+    if not screening.kept:
+        raise DataError(
+            f"Screening leaves no frame of {config.source}: {screening.describe()}.",
+            "frames that show tissue",
+            "Look at what is there with `surgseg-train data screen`, or set screen = false.",
+        )
+    return screening.kept
 
 
 def _stack_images(images: Sequence[Image]) -> Tensor:

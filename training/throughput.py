@@ -87,8 +87,9 @@ def measure(recipe: Recipe, steps: int, rounds: int, warmup: int) -> dict[str, A
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         context = multiprocessing.get_context("spawn")
         processes = {name: stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for name in LOOPS}
-        for name, process in processes.items():
-            process.submit(_open, name, recipe, Path(folder)).result()
+        opening = [process.submit(_open, name, recipe, Path(folder)) for name, process in processes.items()]
+        for opened in opening:
+            opened.result()
         for _ in range(rounds):
             for name, process in processes.items():
                 turns[name].append(process.submit(_take_turn, name, steps, warmup).result())

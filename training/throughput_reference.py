@@ -39,7 +39,7 @@ class ReleasedLoop:
         self, recipe: Recipe, labeled: Sequence[Sample], unlabeled: Sequence[Sample], device: torch.device
     ) -> None:
         classes = len(recipe.classes)
-        self._device = device
+        self.device = device
         self._size = (recipe.input_size.width, recipe.input_size.height)
         self._streams = (labeled[::2], labeled[1::2], unlabeled)
         self._random = random.Random(recipe.seed)
@@ -91,11 +91,11 @@ class ReleasedLoop:
     def _read_mask(self, sample: Sample) -> Tensor:
         assert sample.load_mask is not None
         resized = Image.fromarray(sample.load_mask()).resize(self._size, Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(resized)).long()[None].to(self._device)
+        return torch.from_numpy(np.array(resized)).long()[None].to(self.device)
 
     def _to_input(self, picture: Image.Image) -> Tensor:
         tensor = transforms.functional.normalize(transforms.functional.to_tensor(picture), MEAN, DEVIATION)
-        return tensor[None].to(self._device)
+        return tensor[None].to(self.device)
 
 
 def strong_augmentation() -> transforms.Compose:

@@ -12,10 +12,12 @@ from PIL import Image
 
 from service.errors import DataError
 from tests.training.small_runs import small_recipe
+from training import throughput
 from training.__main__ import main
 from training.config import Recipe
 from training.data.batches import open_pools
 from training.throughput import OurLoop, measure
+from training.throughput_command import to_table
 from training.throughput_reference import ReleasedLoop, strong_augmentation
 
 
@@ -59,6 +61,24 @@ def test_our_loop_trains_a_step_at_a_time_and_counts_its_pictures(tmp_path: Path
     assert (loop.pictures_per_step, loop.passes_per_step) == (6, 8)  # 2 x (2 + 1), and unlabeled ones twice
 
 
+def test_a_turn_counts_the_pictures_of_its_timed_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, counted = mms_recipe(tmp_path), {"ours": 6, "as released": 6}  # 2 x (2 + 1) and 2 x 3
+    monkeypatch.setattr(throughput, "_opened", {})
+    turns = {}
+    for name in throughput.LOOPS:
+        throughput._open(name, recipe, tmp_path / "run")
+        turns[name] = [throughput._take_turn(name, steps=2, warmup=1)]
+        assert turns[name][0].pictures == counted[name]
+    result = throughput._summarise(recipe, turns)
+    ours, released = (turns[name][0] for name in throughput.LOOPS)
+    assert result["times_faster"] == pytest.approx(released.seconds / ours.seconds)
+    assert "as released" in to_table(result)
+
+
+@pytest.mark.slow  # two more processes import torch
+@pytest.mark.timeout(900)
 def test_the_command_measures_both_loops_in_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = mms_recipe(tmp_path)
     path = tmp_path / "bars.toml"

@@ -110,7 +110,7 @@ class FrameUncertainty:
 
 @dataclass
 class Reliability:
-    """What was counted on one data set: confidence over all pixels and over those labeled instrument, disagreement."""
+    """What was counted on one data set: confidence over all pixels and those predicted instrument, disagreement."""
 
     data: str
     confidence: LevelCounts = field(default_factory=LevelCounts)
@@ -161,7 +161,7 @@ class Reliability:
         rows = [
             ("pixels right", figures["right"]),
             ("expected calibration error", figures["confidence"]["ece"]),
-            ("... of pixels labeled instrument", figures["confidence_of_instrument"]["ece"]),
+            ("... of pixels predicted instrument", figures["confidence_of_instrument"]["ece"]),
             ("AUROC of a wrong pixel by 1 - confidence", figures["confidence"]["auroc_wrong"]),
         ]
         if self.disagreement is not None:

@@ -103,16 +103,26 @@ class Method(nn.Module):
 
     @torch.no_grad()
     def start_from(self, weights: dict[str, Tensor]) -> int:
-        """Copy weights into every network and every average of one, where names and shapes agree; how many did."""
-        matched = 0
-        for network in self.segmenters:
-            current = network.state_dict()
-            fitting = {
-                name: w for name, w in weights.items() if name in current and current[name].shape == w.shape
-            }
-            network.load_state_dict(fitting, strict=False)
-            matched = len(fitting)
-        return matched
+        """Copy weights where names and shapes agree, into the networks and their averages; how many the first took.
+
+        Of several networks only the first takes all; the others take the encoder's, because networks that start as one
+        have nothing to teach each other.
+        """
+        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
+        taken = []
+        for networks in (list(self.networks.values()), averages):
+            for place, network in enumerate(networks):
+                current = network.state_dict()
+                fitting = {
+                    name: values
+                    for name, values in weights.items()
+                    if name in current
+                    and current[name].shape == values.shape
+                    and (place == 0 or name.startswith("encoder."))
+                }
+                network.load_state_dict(fitting, strict=False)
+                taken.append(len(fitting))
+        return taken[0]
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalar losses, each with gradient; the trainer adds them up.

@@ -160,8 +160,11 @@ def test_it_starts_from_given_weights(name: str) -> None:
         for parameter in donor.network.parameters():
             parameter.fill_(0.25)
     assert method.start_from(donor.network.state_dict()) == len(donor.network.state_dict())
-    for network in [*method.networks.values(), *(average.average for average in averages_of(method))]:
-        assert all((p == 0.25).all() for p in network.parameters())
+    for networks in (list(method.networks.values()), [average.average for average in averages_of(method)]):
+        for place, network in enumerate(networks):
+            assert all((p == 0.25).all() for p in network.encoder.parameters())
+            rest = [p for name, p in network.named_parameters() if not name.startswith("encoder.")]
+            assert all((p == 0.25).all() for p in rest) == (place == 0)
 
 
 @every_method

@@ -44,6 +44,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a sweep imports torch anew, which a busy machine makes minutes of
 def test_every_run_is_measured_on_the_part_it_was_neither_trained_nor_chosen_on(whole: Path) -> None:
     lines = read_results(whole / "out")
     assert [(line["method"], Path(line["fold"]).stem) for line in lines] == [
@@ -67,6 +68,7 @@ def test_a_measured_run_keeps_pictures_and_no_weights(whole: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # a sweep imports torch anew, which a busy machine makes minutes of
 def test_a_killed_sweep_continues_to_the_same_results_and_repeats_nothing(
     whole: Path, tmp_path: Path
 ) -> None:

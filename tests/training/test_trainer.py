@@ -12,6 +12,8 @@ from service.errors import DataError
 from tests.training.small_runs import small_recipe
 from training.checkpoint import load_checkpoint
 from training.data.batches import TrainingBatches, make_loader, open_pools
+from training.distributed import Processes
+from training.method import Batch
 from training.run_log import LOG
 from training.trainer import BEST, LAST, Trainer
 
@@ -22,7 +24,7 @@ def losses_of(folder: Path) -> list[tuple[int, float, float]]:
 
 
 def test_resuming_equals_never_having_stopped(tmp_path: Path) -> None:
-    recipe = small_recipe(tmp_path, "progressive=[[0.5, 0.7]]")
+    recipe = small_recipe(tmp_path, "progressive=[[0.5, 0.7]]", "accumulate=2")
     Trainer(recipe, tmp_path / "whole").run(progress=False)
 
     Trainer(recipe, tmp_path / "parts").run(progress=False, stop_at=3)
@@ -49,6 +51,70 @@ def test_batches_depend_on_the_step_alone_not_on_worker_processes(tmp_path: Path
     for one, other in zip(alone, with_worker, strict=True):
         torch.testing.assert_close(tuple(one), tuple(other), rtol=0, atol=0)
     assert not torch.equal(alone[0].images, alone[1].images)
+
+
+def test_accumulated_batches_are_of_different_pictures_and_of_the_step_alone(tmp_path: Path) -> None:
+    def batches(*overrides: str) -> TrainingBatches:
+        recipe = small_recipe(tmp_path, *overrides)
+        return TrainingBatches(recipe, open_pools(recipe.labeled), [])
+
+    single, double = batches("steps=3"), batches("steps=3", "accumulate=2")
+    assert (len(single), len(double)) == (3, 6)
+    for step in range(3):
+        assert torch.equal(single[step].images, double[2 * step].images)
+        assert not torch.equal(double[2 * step].images, double[2 * step + 1].images)
+
+
+def test_processes_share_the_pictures_of_a_batch(tmp_path: Path) -> None:
+    recipe = small_recipe(tmp_path, "batch_size=4", "unlabeled_batch_size=2")
+    labeled, unlabeled = open_pools(recipe.labeled), open_pools(recipe.labeled, labeled=False)
+    whole = TrainingBatches(recipe, labeled, unlabeled, 2, 2)[1]
+    parts = [TrainingBatches(recipe, labeled, unlabeled, 2, 2, Processes(rank, 2))[1] for rank in (0, 1)]
+    for field in ("images", "targets", "weak", "known"):
+        assert torch.equal(getattr(whole, field), torch.cat([getattr(part, field) for part in parts])), field
+    for field in ("strong", "visible"):
+        for view, *of_parts in zip(
+            getattr(whole, field), *(getattr(part, field) for part in parts), strict=True
+        ):
+            assert torch.equal(view, torch.cat(of_parts)), field
+
+
+def test_a_step_follows_the_mean_gradient_of_its_batches(tmp_path: Path) -> None:
+    def step(turns: int) -> Trainer:
+        options = ("network.options.dropout=0.0", "optimizer.warmup_steps=0", f"accumulate={turns}")
+        trainer = Trainer(small_recipe(tmp_path, *options), tmp_path / "run")
+        batch = Batch(
+            torch.ones(2, 3, 64, 96) * torch.tensor([[[[1.0]]], [[[-1.0]]]]), torch.ones(2, 64, 96).long()
+        )
+        trainer._train_step(lambda: batch)
+        return trainer
+
+    once, twice = step(1).method.named_parameters(), dict(step(2).method.named_parameters())
+    for name, parameter in once:
+        torch.testing.assert_close(parameter, twice[name], rtol=1e-5, atol=1e-7, msg=name)
+
+
+def test_each_validation_logs_the_peak_memory(tmp_path: Path) -> None:
+    Trainer(small_recipe(tmp_path), tmp_path / "run").run(progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / LOG).read_text().splitlines()]
+    peaks = [line["peak_memory_bytes"] for line in lines if line["part"] == "validation"]
+    assert len(peaks) == 2
+    assert 50e6 < peaks[0] <= peaks[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_breaks_while_training_is_named(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "training.data.batches.CACHE_LIMIT_BYTES", 0
+    )  # every picture is read when it is drawn
+    trainer = Trainer(small_recipe(tmp_path, f"workers={workers}"), tmp_path / "run")
+    for path in (tmp_path / "data" / "train" / "image").iterdir():
+        if path.name != "0.png":  # which is looked at before the first step
+            path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"[1-5]\.png"):
+        trainer.run(progress=False)
 
 
 def test_the_best_checkpoint_is_that_of_the_highest_validation_dice(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from training.reliability import Bin, LevelCounts, Reliability
 
@@ -59,7 +60,8 @@ def _draw_disagreement(axes: Axes, counts: LevelCounts) -> None:
     bins = counts.bins()
     axes.plot([b.mean for b in bins], [1 - b.right for b in bins], "o-", color=VIEWS, markersize=4)
     area = counts.area_under_curve(rises_with_error=True)
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="share of pixels that are wrong")
+    highest = max((b.high for b in bins), default=1.0)
+    axes.set(xlim=(0, highest), ylim=(0, 1.02), ylabel="share of pixels that are wrong")
     known = "" if area is None else f" (AUROC {area:.3f})"
     axes.set_title(f"Is it wrong where the views disagree?{known}", fontsize=10)
     axes.grid(alpha=0.3)
@@ -69,9 +71,11 @@ def _draw_counts(axes: Axes, shown: dict[str, LevelCounts]) -> None:
     """Bars of the share of pixels in each bin, on a logarithmic scale, because most pixels are sure."""
     colours = {"all": ALL, "instrument": TOOL, "views": VIEWS}
     everything = next(iter(shown.values())).pixels.sum()
+    lowest = 1.0
     for name, counts in shown.items():
         bins: list[Bin] = counts.bins()
         shares = [b.pixels / everything for b in bins]
+        lowest = min([lowest, *shares])
         width = [b.high - b.low for b in bins]
         axes.bar(
             [b.low for b in bins],
@@ -83,7 +87,9 @@ def _draw_counts(axes: Axes, shown: dict[str, LevelCounts]) -> None:
             edgecolor="white",
         )
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=" %"))
+    axes.set_ylim(bottom=10 ** np.floor(np.log10(lowest)), top=1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("share of all pixels")
     axes.grid(alpha=0.3, axis="y")
 

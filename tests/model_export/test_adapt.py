@@ -24,7 +24,7 @@ from model_export.pictures import draw_pictures
 from service.backends import open_backend
 from service.contract.bundle import open_bundle
 from service.contract.model_card import InputSize
-from service.errors import DataError
+from service.errors import BundleError, DataError
 from tests.training.small_runs import RECIPE, write_bars
 from training.checkpoint import load_checkpoint
 from training.data.samples import Sample
@@ -152,7 +152,7 @@ def test_the_rival_differs_in_nothing_but_the_unlabeled_frames(adapted: Adapted)
 
 
 @pytest.mark.slow
-def test_an_interrupted_loop_continues_as_if_it_had_never_stopped(
+def test_an_interrupted_loop_continues_as_if_never_stopped_and_a_failed_export_keeps_the_run(
     adapted: Adapted, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(method: MeanTeacher, step: int) -> None:
@@ -167,8 +167,15 @@ def test_an_interrupted_loop_continues_as_if_it_had_never_stopped(
     assert load_checkpoint(site / "bundle-work" / "adapted" / "last.pt").step == 4
     assert not (site / "bundle").exists()
 
-    assert main(arguments_for(site)) == 0
-    assert open_bundle(site / "bundle").card.metrics == ()
+    def fail(*_: object) -> None:
+        raise BundleError("The exporter stopped.", "a graph", "Try again.")
+
+    monkeypatch.setattr("model_export.adapt_command.write_bundle", fail)
+    assert main(arguments_for(site)) == 2
+    assert "surgseg-export: The exporter stopped." in capsys.readouterr().err
+    report = json.loads((site / "bundle-work" / "report.json").read_text())
+    assert report["runs"]["adapted"]["steps"] == 6
+    assert "bundle" not in report
     whole, parts = (
         load_checkpoint(root / "bundle-work" / "adapted" / "last.pt").state["method"]
         for root in (adapted.site, site)

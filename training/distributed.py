@@ -112,8 +112,12 @@ def join_processes() -> Iterator[Processes]:
     processes = Processes(*(int(environment[name]) for name in names))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     _talk(dist.init_process_group, backend, timeout=PATIENCE)
-    yield processes
-    dist.destroy_process_group()  # not after an error: it would wait for those that have ended
+    try:
+        yield processes
+    except BaseException:
+        dist.group.WORLD.abort()  # those that wait for this process learn that it leaves, and nothing waits for them
+        raise
+    dist.destroy_process_group()
 
 
 def _talk(operation: Callable[..., Value], *arguments: Any, **options: Any) -> Value:

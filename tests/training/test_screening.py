@@ -11,11 +11,8 @@ import numpy as np
 import pytest
 
 from service.contract.geometry import Image
-from service.errors import DataError
 from training.__main__ import main
-from training.config import DataConfig
 from training.data import open_data
-from training.data.batches import open_pools
 from training.data.samples import Sample
 from training.data.screening import REASONS, Screening, find_fault, is_duplicate, screen, sign
 
@@ -284,18 +281,3 @@ def test_the_real_pool_is_screened_as_documented(data_folder: Path) -> None:
 def test_no_labeled_frame_of_an_operation_is_left_out(data: str, data_folder: Path) -> None:
     samples = list(open_data(f"{data}:{data_folder / data}"))[::8]
     assert screen(samples).describe() == f"{len(samples)} of {len(samples)} frames kept"
-
-
-def test_a_recipe_screens_its_unlabeled_frames_and_refuses_a_pool_of_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "mixed").mkdir()
-    cv2.imwrite(str(tmp_path / "mixed" / "tissue.png"), make_tissue()[:, :, ::-1])
-    cv2.imwrite(str(tmp_path / "mixed" / "black.png"), fill(0, 0, 0))
-    config = DataConfig(source=f"video:{tmp_path / 'mixed'}", screen=True)
-    (pool,) = open_pools([config], labeled=False)
-    assert [sample.sample_id.rpartition("/")[2] for sample in pool.samples] == ["tissue"]
-    assert "1 of 2 frames kept; left out: 1 black" in capsys.readouterr().out
-    (tmp_path / "mixed" / "tissue.png").unlink()
-    with pytest.raises(DataError, match="leaves no frame"):
-        open_pools([config], labeled=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,8 @@ def normalised_surface_distance(
         predicted, true = predicted_hw == class_id, true_hw == class_id
         if predicted.any() and true.any():
             pair = (torch.from_numpy(mask)[None, None] for mask in (predicted, true))
-            score = compute_surface_dice(*pair, class_thresholds=[tolerance_px], include_background=True)
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):  # MONAI's, of its own code
+                score = compute_surface_dice(*pair, class_thresholds=[tolerance_px], include_background=True)
             scores.append(float(score))
         elif predicted.any() or true.any():
             scores.append(0.0)

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -223,7 +222,6 @@ def _work(run: PlannedRun, folder: Path, cores: set[int], sender: Connection) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.sched_setaffinity(0, cores)
-    warnings.filterwarnings("ignore", category=FutureWarning, module="monai")
     try:
         sender.send(make_run(run, folder))
     except SurgsegError as error:

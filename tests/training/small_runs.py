@@ -58,5 +58,6 @@ def small_recipe(folder: Path, *overrides: str) -> Recipe:
     if not (folder / "data").exists():
         write_bars(folder / "data")
     path = folder / "bars.toml"
-    path.write_text(RECIPE.replace("FOLDER", str(folder / "data")))
+    if not path.exists():  # two processes of one run may ask at once: neither may find it half written
+        path.write_text(RECIPE.replace("FOLDER", str(folder / "data")))
     return load_recipe(path, list(overrides))

@@ -1,4 +1,4 @@
-"""The generic layout: `<root>/{train,test}/{image,mask}/` or just `<root>/{image,mask}/`, masks named as their pictures,
+"""The generic layout: `<root>/{train,test}/{image,mask}/` or just `<root>/{image,mask}/`, masks named as pictures,
 0 = background, 255 or 1 = instrument. Without a `mask` folder the frames are unlabeled.
 
 A frame's video is its part, `train`, `test` or `frames`, with its sub-folder inside `image/` where there is one.

@@ -58,9 +58,12 @@ def test_losses_gradients_and_statistics_of_two_processes_are_those_of_one(name:
         found = torch.load(compared / f"{name}-{rank}.pt")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
-            # found: 4e-15; the losses take float32 logits, of which one may round the other way
+            # Found: 4e-15; the losses take float32 logits, of which one may round the other way. The heads are float32
+            # themselves, and sum in another order with another number of threads: found 2e-7.
+            is_single = value.dtype == torch.float32
+            tolerance = {"rtol": 1e-3, "atol": 1e-6} if is_single else {"rtol": 1e-7, "atol": 1e-9}
             torch.testing.assert_close(
-                found[key], value.detach(), rtol=1e-7, atol=1e-9, msg=lambda text, key=key: f"{key}: {text}"
+                found[key], value.detach(), **tolerance, msg=lambda text, key=key: f"{key}: {text}"
             )
 
 

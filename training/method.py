@@ -66,7 +66,7 @@ class Method(nn.Module):
     """
 
     options_class: type[MethodOptions] = MethodOptions
-    labeled_parts: ClassVar[int] = 1  # disjoint parts that the labeled frames are cut into
+    labeled_parts: int = 1  # disjoint parts that the labeled frames are cut into
     strong_views: ClassVar[int] = 0  # strong views of each unlabeled picture; 0 uses no unlabeled pictures
 
     def __init__(self, options: MethodOptions, network: NetworkConfig, classes: int) -> None:

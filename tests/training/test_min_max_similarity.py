@@ -52,6 +52,11 @@ def test_each_network_learns_from_its_own_half_of_the_labels() -> None:
     assert any(not torch.allclose(*pair) for pair in zip(before["second"], after["second"], strict=True))
 
 
+@pytest.mark.parametrize(("labels", "parts"), [("disjoint", 2), ("shared", 1)])
+def test_the_labeled_frames_are_cut_in_two_unless_shared(labels: str, parts: int) -> None:
+    assert build(labels=labels).labeled_parts == parts
+
+
 def test_the_networks_start_from_different_random_weights() -> None:
     first, second = build().networks.values()
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

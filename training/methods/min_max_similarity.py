@@ -37,8 +37,9 @@ class MinMaxSimilarityOptions(MethodOptions):
     `consistency` is how the two predictions of an unlabeled picture are compared. `similarity` is the norm that vectors
     are divided by, `positions` how many of a picture are compared, `symmetric` contrasts each view with the other.
     `heads` are trained with the networks or stay as they were drawn (the paper's Algorithm 1). `unlabeled_view` is what
-    both networks see of an unlabeled picture. `predict_with` names the view that is validated and exported;
-    `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    both networks see of an unlabeled picture. `labels`: the networks learn from disjoint halves of the labeled frames,
+    as in the paper, or both from all of them, of which each draws other pictures. `predict_with` names the view that is
+    validated and exported; `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
     """
 
     supervised_weight: Weight = 1.0
@@ -53,6 +54,7 @@ class MinMaxSimilarityOptions(MethodOptions):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     positions: Annotated[int, Field(ge=2)] = 256
     unlabeled_view: Literal["strong", "weak"] = "strong"
+    labels: Literal["disjoint", "shared"] = "disjoint"
     predict_with: Literal["first", "second", "mean"] = "first"
     average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
 
@@ -76,11 +78,11 @@ class MinMaxSimilarity(Method):
 
     options_class = MinMaxSimilarityOptions
     options: MinMaxSimilarityOptions
-    labeled_parts: ClassVar[int] = 2
     strong_views: ClassVar[int] = 1
 
     def __init__(self, options: MinMaxSimilarityOptions, network: NetworkConfig, classes: int) -> None:
         super().__init__(options, network, classes)
+        self.labeled_parts = 2 if options.labels == "disjoint" else 1
         self.first = build_network(network.name, classes, network.options)
         self.second = build_network(network.name, classes, network.options)
         decay = options.average_decay

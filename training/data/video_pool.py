@@ -27,7 +27,7 @@ from tqdm import tqdm
 from service.errors import DataError
 from training.data.pairs import IMAGE_SUFFIXES
 from training.data.samples import Sample, read_image
-from training.data.video_decoding import VideoDecoding, to_rgb
+from training.data.video_decoding import VideoDecoding, shrink_to_rgb
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
@@ -209,5 +209,5 @@ def _sample_video(path: Path, interval_s: float, most_frames: int) -> tuple[dict
 
 
 def _encode(frame: VideoFrame) -> bytes:
-    image_bgr = to_rgb(frame, MOST_LINES)[:, :, ::-1]
+    image_bgr = shrink_to_rgb(frame, MOST_LINES)[:, :, ::-1]
     return cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()

@@ -6,28 +6,24 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.config import NetworkConfig
-from training.ema import WeightAverage
+from training.averaged_networks import TwoNetworks, TwoNetworksOptions
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
 from training.losses.segmentation import cross_entropy, soft_dice
-from training.method import Batch, Method, MethodOptions, UnlabeledBatch
-from training.networks import build_network
-from training.networks.views import MeanOfViews
+from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class CrossPseudoSupervisionOptions(MethodOptions):
+class CrossPseudoSupervisionOptions(TwoNetworksOptions):
     """`cross_weight` (the paper's lambda) is reached after `ramp_steps`.
 
     `cutmix` is the share of unlabeled pictures that get a box of another one. `learn_from` is the view of an unlabeled
-    picture that the networks learn on; their pseudo labels are always made on the weak one. `predict_with` names the
-    view that is validated and exported; `average_decay` 0 takes the networks themselves, otherwise weight averages.
+    picture that the networks learn on; their pseudo labels are always made on the weak one.
     """
 
     cross_entropy_weight: Weight = 1.0
@@ -37,11 +33,9 @@ class CrossPseudoSupervisionOptions(MethodOptions):
     ramp_steps: Annotated[int, Field(ge=0)] = 500
     cutmix: Share = 0.5
     learn_from: Literal["weak", "strong"] = "strong"
-    predict_with: Literal["first", "second", "mean"] = "first"
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
 
 
-class CrossPseudoSupervision(Method):
+class CrossPseudoSupervision(TwoNetworks):
     """Two networks from different random weights learn from all labels and from each other's hard pseudo labels.
 
     Loss: L_s + lambda L_cps (equations 1 to 3), each the sum over both networks. Where we differ: soft Dice beside the
@@ -54,28 +48,6 @@ class CrossPseudoSupervision(Method):
     options_class = CrossPseudoSupervisionOptions
     options: CrossPseudoSupervisionOptions
     strong_views: ClassVar[int] = 1
-
-    def __init__(self, options: CrossPseudoSupervisionOptions, network: NetworkConfig, classes: int) -> None:
-        super().__init__(options, network, classes)
-        self.first = build_network(network.name, classes, network.options)
-        self.second = build_network(network.name, classes, network.options)
-        decay = options.average_decay
-        self.first_average = WeightAverage(self.first, decay) if decay else None
-        self.second_average = WeightAverage(self.second, decay) if decay else None
-
-    @property
-    def predictor(self) -> nn.Module:
-        return self.views[self.options.predict_with]
-
-    @property
-    def views(self) -> dict[str, nn.Module]:
-        first = self.first if self.first_average is None else self.first_average.average
-        second = self.second if self.second_average is None else self.second_average.average
-        return {"first": first, "second": second, "mean": MeanOfViews(first, second)}
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        return {"first": self.first, "second": self.second}
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         unlabeled = batch.require_unlabeled("cross_pseudo_supervision")
@@ -97,11 +69,6 @@ class CrossPseudoSupervision(Method):
             weighted[f"dice_{name}"] = (self.options.dice_weight, soft_dice(labeled, batch.targets_nhw))
             weighted[f"cross_{name}"] = (cross_weight, cross)
         return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
-
-    def after_step(self, step: int) -> None:
-        if self.first_average is not None and self.second_average is not None:
-            self.first_average.update(self.first)
-            self.second_average.update(self.second)
 
     def _unlabeled_pictures(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed pictures to learn on, what is visible in them, and the boxes that were mixed."""

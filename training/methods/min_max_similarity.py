@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from service.errors import DataError
+from training.averaged_networks import TwoNetworks, TwoNetworksOptions
 from training.config import NetworkConfig
-from training.ema import WeightAverage
 from training.losses.consistency import CONSISTENCIES
 from training.losses.contrast import (
     Similarity,
@@ -21,25 +21,22 @@ from training.losses.contrast import (
     take_positions,
 )
 from training.losses.structure import class_log_odds, structure_loss
-from training.method import Batch, Method, MethodOptions, UnlabeledBatch
-from training.networks import build_network
+from training.method import Batch, UnlabeledBatch
 from training.networks.contrast_heads import Classifier, Projector
-from training.networks.views import MeanOfViews
 from training.schedules import ramp_up
 
 Weight = Annotated[float, Field(ge=0)]
 Pair = list[Tensor]  # what the first and the second network give
 
 
-class MinMaxSimilarityOptions(MethodOptions):
+class MinMaxSimilarityOptions(TwoNetworksOptions):
     """The four weights are the paper's l1 to l4; those of the unlabeled terms are reached after `ramp_steps`.
 
     `consistency` is how the two predictions of an unlabeled picture are compared. `similarity` is the norm that vectors
     are divided by, `positions` how many of a picture are compared, `symmetric` contrasts each view with the other.
     `heads` are trained with the networks or stay as they were drawn (the paper's Algorithm 1). `unlabeled_view` is what
     both networks see of an unlabeled picture. `labels`: the networks learn from disjoint halves of the labeled frames,
-    as in the paper, or both from all of them, of which each draws other pictures. `predict_with` names the view that is
-    validated and exported; `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    as in the paper, or both from all of them, of which each draws other pictures.
     """
 
     supervised_weight: Weight = 1.0
@@ -55,11 +52,9 @@ class MinMaxSimilarityOptions(MethodOptions):
     positions: Annotated[int, Field(ge=2)] = 256
     unlabeled_view: Literal["strong", "weak"] = "strong"
     labels: Literal["disjoint", "shared"] = "disjoint"
-    predict_with: Literal["first", "second", "mean"] = "first"
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
 
 
-class MinMaxSimilarity(Method):
+class MinMaxSimilarity(TwoNetworks):
     """Two networks, each with its own half of the labels, agree on unlabeled pictures and differ between pictures.
 
     l1 L_sup + l2 L_min + l3 L_similarity + l4 L_max:
@@ -83,11 +78,6 @@ class MinMaxSimilarity(Method):
     def __init__(self, options: MinMaxSimilarityOptions, network: NetworkConfig, classes: int) -> None:
         super().__init__(options, network, classes)
         self.labeled_parts = 2 if options.labels == "disjoint" else 1
-        self.first = build_network(network.name, classes, network.options)
-        self.second = build_network(network.name, classes, network.options)
-        decay = options.average_decay
-        self.first_average = WeightAverage(self.first, decay) if decay else None
-        self.second_average = WeightAverage(self.second, decay) if decay else None
         # a head whose term is off would hold parameters without gradient
         heads = {
             "classifiers": (Classifier, options.min_weight),
@@ -96,20 +86,6 @@ class MinMaxSimilarity(Method):
         for name, (head, weight) in heads.items():
             pair = nn.ModuleList(head(classes - 1) for _ in range(2 if weight else 0))
             self.add_module(name, pair.requires_grad_(options.heads == "trained"))
-
-    @property
-    def predictor(self) -> nn.Module:
-        return self.views[self.options.predict_with]
-
-    @property
-    def views(self) -> dict[str, nn.Module]:
-        first = self.first if self.first_average is None else self.first_average.average
-        second = self.second if self.second_average is None else self.second_average.average
-        return {"first": first, "second": second, "mean": MeanOfViews(first, second)}
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        return {"first": self.first, "second": self.second}
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         options, unlabeled = self.options, batch.require_unlabeled("min_max_similarity")
@@ -128,11 +104,6 @@ class MinMaxSimilarity(Method):
         if options.max_weight:
             terms["max"] = options.max_weight * ramp * self._pull_views_together(both_saw)
         return terms
-
-    def after_step(self, step: int) -> None:
-        if self.first_average is not None and self.second_average is not None:
-            self.first_average.update(self.first)
-            self.second_average.update(self.second)
 
     def _predict(self, labeled: Pair, pictures_nchw: Tensor) -> tuple[Pair, Pair]:
         """Each network's logits of its own labeled half, and of the unlabeled pictures that both see."""

@@ -1,0 +1,58 @@
+"""Methods by the networks they own: two networks, the averages of their weights, and which of them predicts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from training.config import NetworkConfig
+from training.ema import WeightAverage
+from training.method import Method, MethodOptions
+from training.networks import build_network
+from training.networks.views import MeanOfViews
+
+
+class TwoNetworksOptions(MethodOptions):
+    """`predict_with` names the view that is validated and exported.
+
+    `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    """
+
+    predict_with: Literal["first", "second", "mean"] = "first"
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+
+
+class TwoNetworks(Method):
+    """Two networks of one kind from different random weights, and three views of them: each alone, and their mean."""
+
+    options_class = TwoNetworksOptions
+    options: TwoNetworksOptions
+
+    def __init__(self, options: TwoNetworksOptions, network: NetworkConfig, classes: int) -> None:
+        super().__init__(options, network, classes)
+        self.first = build_network(network.name, classes, network.options)
+        self.second = build_network(network.name, classes, network.options)
+        decay = options.average_decay
+        self.first_average = WeightAverage(self.first, decay) if decay else None
+        self.second_average = WeightAverage(self.second, decay) if decay else None
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.views[self.options.predict_with]
+
+    @property
+    def views(self) -> dict[str, nn.Module]:
+        first = self.first if self.first_average is None else self.first_average.average
+        second = self.second if self.second_average is None else self.second_average.average
+        return {"first": first, "second": second, "mean": MeanOfViews(first, second)}
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"first": self.first, "second": self.second}
+
+    def after_step(self, step: int) -> None:
+        if self.first_average is not None and self.second_average is not None:
+            self.first_average.update(self.first)
+            self.second_average.update(self.second)

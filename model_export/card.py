@@ -48,6 +48,7 @@ def draft_card(
         fit=checkpoint.recipe.fit,
         outputs=(MASK, CONFIDENCE) if has_confidence else (MASK,),
         network=checkpoint.network,
+        network_options=checkpoint.recipe.network.options,
         method=checkpoint.method,
         view=view or "",
         parameters=count_parameters(predictor),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from service.errors import BundleError
 
@@ -93,6 +93,9 @@ class ModelCard(_Strict):
     fit: Literal["letterbox", "stretch"] = "letterbox"
     outputs: tuple[str, ...] = (MASK,)
     network: str
+    network_options: dict[str, JsonValue] | None = Field(
+        None, description="what the network is built with, so that training can start from the bundle"
+    )
     method: str
     view: str = Field("", description="which of the method's views this is; empty for the one that predicts")
     parameters: int

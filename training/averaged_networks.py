@@ -1,8 +1,8 @@
-"""Methods by the networks they own: two networks, the averages of their weights, and which of them predicts."""
+"""Methods by the networks they own: one or two, the averages of their weights, and which of them predicts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -14,14 +14,50 @@ from training.networks import build_network
 from training.networks.views import MeanOfViews
 
 
-class TwoNetworksOptions(MethodOptions):
-    """`predict_with` names the view that is validated and exported.
+class AverageOptions(MethodOptions):
+    """`average_decay` 0 validates and exports the networks themselves, otherwise the averages of their weights."""
 
-    `average_decay` 0 takes the networks themselves, otherwise the averages of their weights.
+    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+
+
+class OneNetwork(Method):
+    """A network that learns; the average of its weights predicts, or itself where it has none.
+
+    `average_name` is the attribute of the average, and so the name of its weights in a checkpoint.
     """
 
+    options_class = AverageOptions
+    options: AverageOptions
+    average_name: ClassVar[str] = "average"
+
+    def __init__(self, options: AverageOptions, network: NetworkConfig, classes: int) -> None:
+        super().__init__(options, network, classes)
+        self.network = build_network(network.name, classes, network.options)
+        decay = options.average_decay
+        self.add_module(self.average_name, WeightAverage(self.network, decay) if decay else None)
+
+    @property
+    def _average(self) -> WeightAverage | None:
+        average: WeightAverage | None = getattr(self, self.average_name)
+        return average
+
+    @property
+    def predictor(self) -> nn.Module:
+        return self.network if self._average is None else self._average.average
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {"network": self.network}
+
+    def after_step(self, step: int) -> None:
+        if self._average is not None:
+            self._average.update(self.network)
+
+
+class TwoNetworksOptions(AverageOptions):
+    """`predict_with` names the view that is validated and exported."""
+
     predict_with: Literal["first", "second", "mean"] = "first"
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
 
 
 class TwoNetworks(Method):

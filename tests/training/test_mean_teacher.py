@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from service.errors import DataError
 from tests.training.small_batches import NETWORK, make_batch
 from training.losses.consistency import soft_cross_entropy, squared_difference
 from training.losses.segmentation import IGNORED, cross_entropy, soft_dice
@@ -136,3 +137,8 @@ def test_the_teacher_predicts_and_follows_the_student() -> None:
     for step in range(60):
         method.after_step(step)
     assert all(torch.allclose(p, torch.ones_like(p), atol=1e-3) for p in method.predictor.parameters())
+
+
+def test_a_teacher_cannot_be_turned_off() -> None:
+    with pytest.raises(DataError, match="average_decay is 0"):
+        build(average_decay=0)

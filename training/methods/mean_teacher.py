@@ -7,20 +7,19 @@ from typing import Annotated, ClassVar, Literal
 import torch
 import torch.nn.functional as functional
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.config import NetworkConfig
+from training.averaged_networks import AverageOptions, OneNetwork
 from training.ema import WeightAverage
 from training.losses.consistency import CONSISTENCIES
 from training.losses.segmentation import IGNORED, cross_entropy, soft_dice
-from training.method import Batch, Method, MethodOptions, UnlabeledBatch
-from training.networks import build_network
+from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
 
 Weight = Annotated[float, Field(ge=0)]
 
 
-class MeanTeacherOptions(MethodOptions):
+class MeanTeacherOptions(AverageOptions):
     """`consistency` is `squared` (the paper's) or `cross_entropy` against the teacher's probabilities.
 
     Pixels of which the teacher is less sure than `threshold` do not count. `doubt` > 0 also leaves a labeled background
@@ -28,10 +27,10 @@ class MeanTeacherOptions(MethodOptions):
     that miss things.
     """
 
+    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.998  # never 0: the average is the teacher
     cross_entropy_weight: Weight = 1.0
     dice_weight: Weight = 1.0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.998
     consistency: Literal["squared", "cross_entropy"] = "cross_entropy"
     consistency_weight: Weight = 1.0
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -39,7 +38,7 @@ class MeanTeacherOptions(MethodOptions):
     doubt: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
-class MeanTeacher(Method):
+class MeanTeacher(OneNetwork):
     """The teacher sees the weak view, the student the strong one of the same geometry; the teacher predicts.
 
     Deviations: strong against weak view instead of two draws of the same noise; labeled and unlabeled pictures pass
@@ -48,20 +47,9 @@ class MeanTeacher(Method):
 
     options_class = MeanTeacherOptions
     options: MeanTeacherOptions
+    average_name: ClassVar[str] = "teacher"
+    teacher: WeightAverage
     strong_views: ClassVar[int] = 1
-
-    def __init__(self, options: MeanTeacherOptions, network: NetworkConfig, classes: int) -> None:
-        super().__init__(options, network, classes)
-        self.network = build_network(network.name, classes, network.options)
-        self.teacher = WeightAverage(self.network, options.average_decay)
-
-    @property
-    def predictor(self) -> nn.Module:
-        return self.teacher.average
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        return {"network": self.network}
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         unlabeled, options = batch.require_unlabeled("mean_teacher"), self.options
@@ -96,6 +84,3 @@ class MeanTeacher(Method):
         taught_nchw = self.teacher.average(batch.images_nchw).float().softmax(dim=1)
         missed_nhw = (batch.targets_nhw == 0) & (taught_nchw[:, 1:].amax(dim=1) >= self.options.doubt)
         return batch.targets_nhw.masked_fill(missed_nhw, IGNORED)
-
-    def after_step(self, step: int) -> None:
-        self.teacher.update(self.network)

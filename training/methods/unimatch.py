@@ -7,26 +7,23 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 import torch.nn.functional as functional
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from training.config import NetworkConfig
-from training.ema import WeightAverage
+from training.averaged_networks import AverageOptions, OneNetwork
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
 from training.losses.segmentation import cross_entropy, soft_dice
-from training.method import Batch, Method, MethodOptions, UnlabeledBatch
-from training.networks import build_network
+from training.method import Batch, UnlabeledBatch
 
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class UniMatchOptions(MethodOptions):
+class UniMatchOptions(AverageOptions):
     """`strong_weight` (the paper's mu) is shared by the two strong views, `feature_weight` is its lambda.
 
     Pixels whose pseudo label has a probability under `threshold` are not learned from. `feature_dropout` is the share
     of encoder channels that the feature stream loses, `cutmix` the share of strong pictures with a box of another one.
-    `average_decay` 0 validates and exports the network itself, otherwise the average of its weights.
     """
 
     cross_entropy_weight: Weight = 1.0
@@ -37,7 +34,6 @@ class UniMatchOptions(MethodOptions):
     threshold: Share = 0.95
     feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
     cutmix: Share = 0.5
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
 
 
 class _Stream(NamedTuple):
@@ -51,7 +47,7 @@ class _Stream(NamedTuple):
     lost_channels: float = 0.0
 
 
-class UniMatch(Method):
+class UniMatch(OneNetwork):
     """One network makes pseudo labels on the weak view and learns them on two strong views and under lost features.
 
     Unlabeled loss: lambda H(p_w, p_fp) + mu / 2 (H(p_w, p_s1) + H(p_w, p_s2)) over confident pixels (equation 7,
@@ -64,19 +60,6 @@ class UniMatch(Method):
     options_class = UniMatchOptions
     options: UniMatchOptions
     strong_views: ClassVar[int] = 2
-
-    def __init__(self, options: UniMatchOptions, network: NetworkConfig, classes: int) -> None:
-        super().__init__(options, network, classes)
-        self.network = build_network(network.name, classes, network.options)
-        self.average = WeightAverage(self.network, options.average_decay) if options.average_decay else None
-
-    @property
-    def predictor(self) -> nn.Module:
-        return self.network if self.average is None else self.average.average
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        return {"network": self.network}
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         streams = [
@@ -93,10 +76,6 @@ class UniMatch(Method):
             loss = pseudo_label_cross_entropy(logits, stream.labels, stream.visible_nhw, options.threshold)
             weighted[stream.name] = (stream.weight, loss)
         return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
-
-    def after_step(self, step: int) -> None:
-        if self.average is not None:
-            self.average.update(self.network)
 
     def _streams(self, unlabeled: UnlabeledBatch) -> list[_Stream]:
         """The feature stream on the weak view and a stream for each strong view."""

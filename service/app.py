@@ -139,6 +139,7 @@ async def _start(
         precision=backend.precision,
         sha256=pipeline.bundle.model_hash,
     )
+    pipeline.warm_decoders()
     _log.info("%s %s on %s, %s", card.name, card.version, backend.name, backend.precision)
     on_ready()
 

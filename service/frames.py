@@ -30,6 +30,12 @@ class DropReason(StrEnum):
     """Its stream, or the service, closed first."""
     UNDECODABLE = "undecodable"
     """Its bytes are not a picture that we accept."""
+    BEHIND = "behind"
+    """Its decoder was too slow for the stream and went on at a later key frame."""
+    AWAITING_KEY = "awaiting_key"
+    """Its decoder had just started, and decoding begins at a key frame."""
+    DECODER_LOST = "decoder_lost"
+    """Its decoder crashed, hung or was killed while it held the frame."""
 
 
 @dataclass(slots=True)
@@ -82,6 +88,24 @@ class DecodedFrame:
     sequence: int | None = None
     captured_at_us: int = 0
     arrived_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FittedFrame:
+    """A picture out of a decoder process: `canvas_hwc` uint8 RGB at the model's size, placed there as `fit` says.
+
+    Instants are monotonic seconds; `sequence` as in DecodedFrame; `cost_s` is the processor time it took there.
+    """
+
+    canvas_hwc: Image
+    fit: Fit
+    pts_s: float | None
+    sequence: int | None
+    captured_at_us: int
+    arrived_at: float
+    decoded_at: float
+    prepared_at: float
+    cost_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,13 @@ class Settings(BaseSettings):
     body_timeout_s: PositiveSeconds = Field(30.0, description="how long a request body may take to arrive")
     deadline_s: PositiveSeconds = Field(1.0, description="how long a live frame may wait for the model")
     request_deadline_s: PositiveSeconds = Field(30.0, description="how long a posted picture may wait")
+    decoder_memory_bytes: Positive = Field(2**30, description="what one video decoder may allocate")
+    decoder_behind_s: PositiveSeconds = Field(
+        0.1, description="how late a live decoder may be before it skips"
+    )
+    decoder_hang_s: PositiveSeconds = Field(3.0, description="how long a decoder may be silent over its work")
+    decoder_restarts: Positive = Field(5, description="failures in a row that end a stream")
+    stall_s: PositiveSeconds = Field(5.0, description="silence after which a pulled stream is opened again")
     every_depth: Positive = Field(4, description="frames under way at once on a mode=every stream")
     probe_interval_s: PositiveSeconds = Field(5.0, description="idle time before the golden picture is run")
     ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")

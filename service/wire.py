@@ -19,10 +19,12 @@ from service.contract.geometry import Image
 from service.errors import InvalidPictureError, InvalidRequestError, StreamError, SurgsegError
 
 PROTOCOL_VERSION = 1
-Codec = Literal["jpeg", "png"]
+Codec = Literal["jpeg", "png", "h264", "hevc"]
 Mode = Literal["latest", "every"]
 EventType = Literal["ready", "error", "notice", "closing"]
 CODECS: tuple[str, ...] = get_args(Codec)
+VIDEO_CODECS: tuple[str, ...] = ("h264", "hevc")
+PICTURE_CODECS: tuple[str, ...] = ("jpeg", "png")
 MODES: tuple[str, ...] = get_args(Mode)
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
 
@@ -69,7 +71,13 @@ class MaskHeader:
 
 
 def encode_picture(image_hwc: Image, codec: Codec) -> bytes:
-    """Encode uint8 RGB `(H, W, 3)`. Raises InvalidPictureError for any other array."""
+    """Encode uint8 RGB `(H, W, 3)` as jpeg or png. Raises InvalidPictureError for another array, or another codec."""
+    if codec not in PICTURE_CODECS:
+        raise InvalidPictureError(
+            f"A picture is to be sent as {codec}.",
+            "the bytes of one access unit, for a codec whose pictures depend on each other",
+            f"Encode the video yourself and push its access units, or use {' or '.join(PICTURE_CODECS)}.",
+        )
     if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.shape[2] != 3 or not image_hwc.size:
         raise InvalidPictureError(
             f"The array is {image_hwc.dtype} of shape {image_hwc.shape}.",

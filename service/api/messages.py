@@ -12,6 +12,7 @@ from service.errors import SurgsegError
 from service.frames import Timeline
 from service.pipeline.live_stream import PushedStream
 from service.pipeline.subscription import Answer
+from service.streams.decoded_video import StreamState
 from service.wire import PROTOCOL_VERSION, MaskHeader, describe_error, pack_event, pack_mask
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
@@ -60,6 +61,12 @@ def pack_error(error: SurgsegError, *, is_fatal: bool, sequence: int | None = No
 def pack_closing(reason: str) -> str:
     """The last event before the service closes a stream of its own accord."""
     return pack_event("closing", reason=reason)
+
+
+def pack_notice(state: StreamState, reason: str) -> str:
+    """A `notice` event: what the stream is doing now, and why where there is a reason."""
+    detail = f"The stream is {state.value}" + (f": {reason}." if reason else ".")
+    return pack_event("notice", detail=detail, state=state.value, reason=reason)
 
 
 def measure_ms(timeline: Timeline) -> dict[str, float]:

@@ -12,17 +12,27 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from service.api.messages import pack_answer, pack_closing, pack_error, pack_ready, shorten_reason
+from service.api.messages import (
+    pack_answer,
+    pack_closing,
+    pack_error,
+    pack_notice,
+    pack_ready,
+    shorten_reason,
+)
 from service.contract.masks import MaskFormat
 from service.errors import InvalidRequestError, SurgsegError
 from service.frames import Stage
 from service.pipeline.latest_frames import Mode
+from service.pipeline.live_stream import PushCallbacks
 from service.pipeline.pipeline import Pipeline
+from service.streams.decoded_video import StreamState
 from service.wire import unpack_frame
 
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
 _MAX_WAITING_ERRORS = 32
+_MAX_WAITING_NOTICES = 8
 _GOODBYE_S = 2.0
 
 
@@ -65,14 +75,18 @@ class StreamSession:
         self._failed = asyncio.Event()
         self._room = asyncio.Semaphore(1)
         self._refusals: deque[_Refusal] = deque()
+        self._notices: deque[str] = deque(maxlen=_MAX_WAITING_NOTICES)
         self._failure: SurgsegError | None = None
         self._answered = 0
         self._stream = pipeline.open_pushed(
             codec,
             mode,
-            on_undecodable=lambda sequence, error: self._call_soon(self._refuse, error, sequence),
-            on_room=lambda: self._call_soon(self._room.release),
-            on_failure=lambda error: self._call_soon(self._fail, error),
+            PushCallbacks(
+                on_lost=lambda sequence, error: self._call_soon(self._refuse, error, sequence),
+                on_room=lambda: self._call_soon(self._room.release),
+                on_failure=lambda error: self._call_soon(self._fail, error),
+                on_state=lambda state, reason: self._call_soon(self._notice, state, reason),
+            ),
         )
         self._mailbox = self._stream.subscribe(mask_format, mode, lambda: self._call_soon(self._wake.set))
 
@@ -141,6 +155,9 @@ class StreamSession:
 
     async def _send_next(self) -> bool:
         """Send one event or one answer; False when there is nothing to send."""
+        if self._notices:
+            await self._websocket.send_text(self._notices.popleft())
+            return True
         if self._refusals and self._is_due(self._refusals[0]):
             refusal = self._refusals.popleft()
             self._answered = max(self._answered, refusal.sequence or 0)
@@ -185,6 +202,10 @@ class StreamSession:
 
     def _refuse(self, error: SurgsegError, sequence: int | None = None) -> None:
         self._refusals.append(_Refusal(error, sequence))
+        self._wake.set()
+
+    def _notice(self, state: StreamState, reason: str) -> None:
+        self._notices.append(pack_notice(state, reason))
         self._wake.set()
 
     def _fail(self, error: SurgsegError) -> None:

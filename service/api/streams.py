@@ -12,13 +12,18 @@ router = APIRouter()
 
 
 class StreamInfo(BaseModel):
-    """An open stream and its accounts since it began; `label` is its `stream` label in the metrics."""
+    """An open stream and its accounts since it began; `label` is its `stream` label in the metrics.
+
+    `state` is starting, running, stalled or restarting, and `reason` says why where there is a reason.
+    """
 
     id: str
     label: str
     source: str
     codec: str
     mode: str
+    state: str
+    reason: str
     received: int
     segmented: int
     dropped: dict[str, int]
@@ -37,6 +42,8 @@ def _describe(stream: PushedStream) -> StreamInfo:
         source="pushed",
         codec=stream.codec,
         mode=stream.mode.value,
+        state=stream.state[0],
+        reason=stream.state[1],
         received=stream.ledger.received,
         segmented=stream.ledger.segmented,
         dropped={reason.value: count for reason, count in stream.ledger.dropped.items()},

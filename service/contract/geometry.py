@@ -77,7 +77,7 @@ def fit_image(image_hwc: Image, fit: Fit, out: Image | None = None) -> Image:
         resized = np.asarray(scaled, dtype=np.uint8)
     if (fit.height, fit.width) != (fit.canvas_height, fit.canvas_width):
         canvas.fill(0)
-    _content(canvas, fit)[...] = resized
+    crop_canvas(canvas, fit)[...] = resized
     return canvas
 
 
@@ -85,15 +85,25 @@ def fit_mask(mask_hw: Mask, fit: Fit) -> Mask:
     """Resize uint8 class ids `(H, W)` on to the canvas by nearest neighbour; outside the picture is 0."""
     _check_source(mask_hw, fit)
     canvas = np.zeros((fit.canvas_height, fit.canvas_width), np.uint8)
-    _content(canvas, fit)[...] = cv2.resize(
+    crop_canvas(canvas, fit)[...] = cv2.resize(
         mask_hw, (fit.width, fit.height), interpolation=cv2.INTER_NEAREST_EXACT
     )
     return canvas
 
 
+def crop_canvas(array: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
+    """The part of a canvas, `(H, W)` or `(H, W, 3)`, that the picture occupies (a view, no copy)."""
+    if array.shape[:2] != (fit.canvas_height, fit.canvas_width):
+        expected = f"{fit.canvas_width} x {fit.canvas_height}"
+        raise ValueError(
+            f"the canvas is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}"
+        )
+    return array[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
+
+
 def crop_mask(mask_hw: Mask, fit: Fit) -> Mask:
     """The part of a canvas mask that covers the picture, still at the model's scale (a view, no copy)."""
-    return _content(mask_hw, fit)
+    return crop_canvas(mask_hw, fit)
 
 
 def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
@@ -101,20 +111,11 @@ def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
 
     By nearest neighbour; a confidence is put back the same way, so that it stays with the pixels of its mask.
     """
-    cropped = _content(mask_hw, fit)
+    cropped = crop_canvas(mask_hw, fit)
     if cropped.shape == (fit.source_height, fit.source_width):
         return np.ascontiguousarray(cropped)
     size = (fit.source_width, fit.source_height)
     return np.asarray(cv2.resize(cropped, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
-
-
-def _content(array: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
-    if array.shape[:2] != (fit.canvas_height, fit.canvas_width):
-        expected = f"{fit.canvas_width} x {fit.canvas_height}"
-        raise ValueError(
-            f"the canvas is {array.shape[1]} x {array.shape[0]}, the fit was planned for {expected}"
-        )
-    return array[fit.top : fit.top + fit.height, fit.left : fit.left + fit.width]
 
 
 def _check_source(array: NDArray[np.uint8], fit: Fit) -> None:

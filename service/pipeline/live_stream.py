@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
+from service.contract.geometry import FitRule
 from service.contract.masks import MaskFormat
 from service.errors import StreamError, SurgsegError
 from service.frames import DropReason, Frame, SegmentedFrame
@@ -14,16 +16,34 @@ from service.pipeline.ledger import Ledger
 from service.pipeline.subscription import Answer, Subscription
 from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
+from service.streams.decoded_video import DecoderTerms, StreamState
+from service.streams.decoder_process import DecoderPool
 from service.streams.pushed import PushedPicture, PushedPictures
+from service.streams.pushed_video import PushedVideo
+
+
+@dataclass(frozen=True, slots=True)
+class PushCallbacks:
+    """What the owner of a pushed stream is told. Every one may be called in any thread.
+
+    `on_lost(sequence, error)`: a frame gave no mask for a reason that its sender should know; `on_room`: a lossless
+    stream may push again, once for each push; `on_failure`: the stream cannot go on; `on_state(state, reason)`.
+    """
+
+    on_lost: Callable[[int, SurgsegError], None]
+    on_room: Callable[[], None]
+    on_failure: Callable[[SurgsegError], None]
+    on_state: Callable[[StreamState, str], None]
 
 
 class PushedStream:
-    """A stream of pictures that one client pushes. Any thread may call any method.
+    """A stream of frames that one client pushes. Any thread may call any method.
 
-    `on_undecodable(sequence, error)` and `on_room` are called in the reader's thread, `on_failure` in any.
-    It keeps its place (and its label) until every frame of it is accounted for, which may be just after
-    `close`.
+    One of `attach_pictures` and `attach_video` comes first, then `start`. It keeps its place (and its label) until
+    every frame of it is accounted for, which may be just after `close`.
     """
+
+    source: PushedPictures | PushedVideo
 
     def __init__(
         self,
@@ -32,12 +52,9 @@ class PushedStream:
         label: str,
         codec: str,
         mode: Mode,
-        max_pixels: int,
         ledger: Ledger,
         room: WaitingRoom,
-        on_undecodable: Callable[[int, SurgsegError], None],
-        on_room: Callable[[], None],
-        on_failure: Callable[[SurgsegError], None],
+        callbacks: PushCallbacks,
     ) -> None:
         self.id = stream_id
         self.label = label
@@ -45,17 +62,39 @@ class PushedStream:
         self.mode = mode
         self.ledger = ledger
         self._room = room
-        self._on_undecodable = on_undecodable
-        self._on_failure = on_failure
+        self._callbacks = callbacks
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._reader: Worker | None = None
+
+    @property
+    def state(self) -> tuple[str, str]:
+        """What the stream is doing, and why where there is a reason."""
+        if isinstance(self.source, PushedVideo):
+            return self.source.state.value, self.source.reason
+        return StreamState.RUNNING.value, ""
+
+    def attach_pictures(self, max_pixels: int) -> None:
+        """Take in pictures that need nothing but themselves to be decoded."""
         self.source = PushedPictures(
-            codec=codec,
+            codec=self.codec,
             max_pixels=max_pixels,
-            is_lossless=mode is Mode.EVERY,
-            on_undecodable=self._refuse,
-            on_room=on_room,
+            is_lossless=self.mode is Mode.EVERY,
+            on_undecodable=lambda picture, error: self.lose(picture.sequence, DropReason.UNDECODABLE, error),
+            on_room=self._callbacks.on_room,
+        )
+
+    def attach_video(self, pool: DecoderPool, terms: DecoderTerms, fit_rule: FitRule) -> None:
+        """Take in access units, for a decoder process of `pool`."""
+        self.source = PushedVideo(
+            pool,
+            terms,
+            codec=self.codec,
+            fit_rule=fit_rule,
+            is_lossless=self.mode is Mode.EVERY,
+            on_lost=self.lose,
+            on_room=self._callbacks.on_room,
+            on_state=self._callbacks.on_state,
         )
 
     def start(self, read: Callable[[], None]) -> None:
@@ -124,7 +163,7 @@ class PushedStream:
         if not isinstance(error, SurgsegError):
             found = f"Stream {self.id} failed: {error.__class__.__name__}: {error}."
             error = StreamError(found, "a picture", "Report this with the service's log.")
-        self._on_failure(error)
+        self._callbacks.on_failure(error)
 
     def close(self) -> None:
         """End the stream; frames that wait are dropped as closed, frames at the engine end unseen."""
@@ -141,6 +180,12 @@ class PushedStream:
         """Wait for the reader's thread to end, after `close`."""
         return self._reader is None or self._reader.join(timeout_s)
 
-    def _refuse(self, picture: PushedPicture, error: SurgsegError) -> None:
-        self.ledger.drop(DropReason.UNDECODABLE)
-        self._on_undecodable(picture.sequence, error)
+    def lose(self, sequence: int, reason: DropReason, error: SurgsegError | None) -> None:
+        """Count a frame that gave no picture; its sender is told where it is to blame, or where none may be lost."""
+        self.ledger.drop(reason)
+        if error is None and self.mode is Mode.EVERY:
+            error = StreamError(
+                f"Frame {sequence} is lost ({reason.value}).", "a picture", "Send it again if it matters."
+            )
+        if error is not None:
+            self._callbacks.on_lost(sequence, error)

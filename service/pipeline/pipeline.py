@@ -10,17 +10,20 @@ from concurrent.futures import Future
 
 from service.backends.base import Backend
 from service.contract.bundle import Bundle
-from service.errors import SurgsegError, UnavailableError
+from service.errors import UnavailableError
 from service.pipeline.engine import BackendInfo, Engine
 from service.pipeline.image_requests import ImageRequests
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
-from service.pipeline.live_stream import PushedStream
+from service.pipeline.live_stream import PushCallbacks, PushedStream
 from service.pipeline.publisher import Audience, Publisher
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
+from service.streams.decoded_video import DecoderTerms
+from service.streams.decoder_process import DecoderPool
 from service.streams.reader import Reader
 from service.telemetry import IMAGES_LABEL, Telemetry
+from service.wire import VIDEO_CODECS
 
 _STARTING = "The model is being loaded."
 _ENDING = "The service is shutting down."
@@ -57,6 +60,16 @@ class Pipeline:
             telemetry=telemetry,
             probe_interval_s=settings.probe_interval_s,
             on_failure=self._fail,
+        )
+        self._decoders = DecoderPool()
+        self._decoder_terms = DecoderTerms(
+            input_size=bundle.card.input_size,
+            max_pixels=settings.max_pixels,
+            memory_bytes=settings.decoder_memory_bytes,
+            behind_s=settings.decoder_behind_s,
+            hang_s=settings.decoder_hang_s,
+            stall_s=settings.stall_s,
+            restarts=settings.decoder_restarts,
         )
         self._lock = threading.Lock()
         self._streams: dict[str, PushedStream] = {}
@@ -97,12 +110,9 @@ class Pipeline:
         self,
         codec: str,
         mode: Mode,
-        *,
-        on_undecodable: Callable[[int, SurgsegError], None],
-        on_room: Callable[[], None],
-        on_failure: Callable[[SurgsegError], None],
+        callbacks: PushCallbacks,
     ) -> PushedStream:
-        """Open a stream for a client that pushes pictures; see PushedStream. Raises UnavailableError."""
+        """Open a stream for a client that pushes frames; see PushedStream. Raises UnavailableError."""
         self.check_open()
         slot = self._take_slot()
         stream_id = f"stream-{next(self._numbers)}"
@@ -112,18 +122,23 @@ class Pipeline:
             label=str(slot),
             codec=codec,
             mode=mode,
-            max_pixels=self._settings.max_pixels,
             ledger=Ledger(meter, on_settled=lambda: self._forget(stream_id, slot)),
             room=self._room,
-            on_undecodable=on_undecodable,
-            on_room=on_room,
-            on_failure=on_failure,
+            callbacks=callbacks,
         )
+        if codec in VIDEO_CODECS:
+            stream.attach_video(self._decoders, self._decoder_terms, self.bundle.card.fit)
+        else:
+            stream.attach_pictures(self._settings.max_pixels)
         self._room.add_stream(stream_id, mode, self._settings.every_depth if mode is Mode.EVERY else 1)
         with self._lock:
             self._streams[stream_id] = stream
         stream.start(self._make_reader(stream).run)
         return stream
+
+    def warm_decoders(self) -> None:
+        """Start a decoder process ahead of the first stream that needs one."""
+        self._decoders.start()
 
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
@@ -135,6 +150,7 @@ class Pipeline:
         for stream in self.streams():
             stream.close()
         self.images.close()
+        self._decoders.close()
         self._room.close()
         return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
 

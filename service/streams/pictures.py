@@ -16,8 +16,6 @@ import numpy as np
 from service.contract.geometry import Image
 from service.errors import InvalidPictureError, PayloadTooLargeError
 
-PICTURE_CODECS = ("jpeg", "png")
-
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
 _PNG_IHDR = struct.Struct(">I4sII")
@@ -35,7 +33,7 @@ _DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 @dataclass(frozen=True, slots=True)
 class PictureHeader:
-    """What the first bytes of a picture say. `codec` is one of PICTURE_CODECS; sizes are pixels."""
+    """What the first bytes of a picture say. `codec` is jpeg or png; sizes are pixels."""
 
     codec: str
     width: int

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from service.contract.geometry import FitRule, fit_image, plan_fit
 from service.contract.model_card import InputSize
-from service.frames import DecodedFrame, Frame, Stage, Timeline
+from service.frames import DecodedFrame, FittedFrame, Frame, Stage, Timeline
 from service.streams.source import FrameSource
 
 
@@ -41,6 +41,23 @@ def prepare_frame(
     )
 
 
+def take_over(fitted: FittedFrame, *, stream_id: str, sequence: int, wait_limit_s: float | None) -> Frame:
+    """A frame that was fitted elsewhere; its deadline as in `prepare_frame`."""
+    timeline = Timeline(fitted.arrived_at)
+    timeline.mark(Stage.DECODE, fitted.decoded_at)
+    timeline.mark(Stage.PREPARE, fitted.prepared_at)
+    return Frame(
+        stream_id=stream_id,
+        sequence=sequence,
+        canvas_hwc=fitted.canvas_hwc,
+        fit=fitted.fit,
+        timeline=timeline,
+        captured_at_us=fitted.captured_at_us,
+        pts_s=fitted.pts_s,
+        deadline_at=None if wait_limit_s is None else fitted.arrived_at + wait_limit_s,
+    )
+
+
 class Reader:
     """Reads one source to its end, in a thread of its own (`run`).
 
@@ -71,18 +88,24 @@ class Reader:
 
     def run(self) -> None:
         """Offer every frame of the source. Raises what the source raises."""
-        for decoded in self._source.frames():
-            sequence = self._number() if decoded.sequence is None else decoded.sequence
+        for picture in self._source.frames():
+            sequence = self._number() if picture.sequence is None else picture.sequence
             try:
-                frame = prepare_frame(
-                    decoded,
-                    stream_id=self._stream_id,
-                    sequence=sequence,
-                    input_size=self._input_size,
-                    fit_rule=self._fit_rule,
-                    wait_limit_s=self._wait_limit_s,
-                )
+                frame = self._prepare(picture, sequence)
             except BaseException:
                 self._on_broken(sequence)
                 raise
             self._offer(frame)
+
+    def _prepare(self, picture: DecodedFrame | FittedFrame, sequence: int) -> Frame:
+        stream_id, wait_limit_s = self._stream_id, self._wait_limit_s
+        if isinstance(picture, FittedFrame):
+            return take_over(picture, stream_id=stream_id, sequence=sequence, wait_limit_s=wait_limit_s)
+        return prepare_frame(
+            picture,
+            stream_id=stream_id,
+            sequence=sequence,
+            input_size=self._input_size,
+            fit_rule=self._fit_rule,
+            wait_limit_s=wait_limit_s,
+        )

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from service.frames import DecodedFrame
+from service.frames import DecodedFrame, FittedFrame
 
 
 class FrameSource(Protocol):
-    """Decoded pictures, one after the other. One reader thread iterates; any thread may close."""
+    """Pictures, decoded or fitted as well, one after the other. One reader thread iterates; any thread may close."""
 
-    def frames(self) -> Iterator[DecodedFrame]:
+    def frames(self) -> Iterator[DecodedFrame] | Iterator[FittedFrame]:
         """The pictures, in order. Ends with the source or when closed; raises StreamError when it fails."""
         ...
 

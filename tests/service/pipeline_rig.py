@@ -15,10 +15,11 @@ import numpy as np
 from service.contract.bundle import Bundle
 from service.errors import SurgsegError
 from service.pipeline.latest_frames import Mode
-from service.pipeline.live_stream import PushedStream
+from service.pipeline.live_stream import PushCallbacks, PushedStream
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.subscription import Subscription
 from service.settings import Settings
+from service.streams.decoded_video import StreamState
 from service.telemetry import Telemetry
 
 WAIT_S = 20.0
@@ -65,6 +66,7 @@ class Rig:
     streams: list[PushedStream] = field(default_factory=list)
     errors: list[tuple[int, SurgsegError]] = field(default_factory=list)
     failures: list[SurgsegError] = field(default_factory=list)
+    states: list[tuple[StreamState, str]] = field(default_factory=list)
     room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(1))
     woken: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
 
@@ -72,9 +74,12 @@ class Rig:
         stream = self.pipeline.open_pushed(
             codec,
             mode,
-            on_undecodable=lambda sequence, error: self.errors.append((sequence, error)),
-            on_room=self.room.release,
-            on_failure=self.failures.append,
+            PushCallbacks(
+                on_lost=lambda sequence, error: self.errors.append((sequence, error)),
+                on_room=self.room.release,
+                on_failure=self.failures.append,
+                on_state=lambda state, reason: self.states.append((state, reason)),
+            ),
         )
         self.streams.append(stream)
         return stream, stream.subscribe("png", mode, self.woken.release)

@@ -169,11 +169,19 @@ def test_a_truncated_file_gives_the_frames_before_the_cut_and_then_one_error(tmp
     assert numbers == list(range(len(numbers)))
 
 
+def find_middle_of_a_packet(path: Path) -> int:
+    """Where a cut goes through a picture: between two of them, these containers do not show that anything is missing."""
+    with av.open(str(path)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.pos is not None]
+    middle = len(places) // 2
+    return (places[middle] + places[middle + 1]) // 2
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".ts"])
 def test_truncation_shows_in_other_containers_too(tmp_path: Path, suffix: str) -> None:
     whole, cut = tmp_path / f"whole{suffix}", tmp_path / f"cut{suffix}"
     write_video(whole, [make_noisy(number) for number in range(30)])
-    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    cut.write_bytes(whole.read_bytes()[: find_middle_of_a_packet(whole)])
     numbers, error = read_all(cut)
     assert error is not None
     assert numbers == list(range(len(numbers)))

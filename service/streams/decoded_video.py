@@ -1,0 +1,248 @@
+"""A stream whose pictures come out of a decoder process: what pushed bitstreams and pulled streams have in common."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from service.contract.geometry import plan_fit
+from service.contract.model_card import InputSize
+from service.errors import StreamError
+from service.frames import FittedFrame
+from service.streams.decoder_messages import (
+    ENDED,
+    FAILED,
+    DropMessage,
+    Event,
+    FrameMessage,
+    Job,
+    pack_release,
+)
+from service.streams.decoder_process import DecoderPool, DecoderProcess
+from service.streams.restarts import Restarts
+
+_LOOK_UP_S = 0.25  # how often a silent decoder is looked after
+_JOIN_S = 2.0
+
+
+class StreamState(StrEnum):
+    """What a stream is doing."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STALLED = "stalled"
+    """Its source has sent nothing for a while."""
+    RESTARTING = "restarting"
+    """Its decoder or its source was lost; the next attempt is due."""
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderTerms:
+    """What all decoders of a service are allowed."""
+
+    input_size: InputSize
+    max_pixels: int
+    memory_bytes: int
+    behind_s: float
+    hang_s: float
+    stall_s: float
+    restarts: int
+    slots: int = 4
+
+
+class DecoderLostError(Exception):
+    """A decoder is of no use any more; the message says why, in words."""
+
+
+class DecodedVideo:
+    """A FrameSource behind a decoder process that is started again when it is lost.
+
+    `on_state(state, reason)` is told of every change; it is called in the reader's thread. Subclasses say what a
+    message means for their frames.
+    """
+
+    def __init__(
+        self,
+        pool: DecoderPool,
+        job: Job,
+        *,
+        restarts: Restarts,
+        on_state: Callable[[StreamState, str], None],
+    ) -> None:
+        self._pool = pool
+        self._job = job
+        self._size = InputSize(height=job.input_height, width=job.input_width)
+        self._restarts = restarts
+        self._on_state = on_state
+        self._changed = threading.Condition()
+        self._outbound: deque[bytes] = deque()
+        self._outbound_bytes = 0
+        self._decoder: DecoderProcess | None = None
+        self._is_closed = False
+        self.state = StreamState.STARTING
+        self.reason = ""
+
+    @property
+    def decoder_pid(self) -> int | None:
+        """The process that decodes now, if there is one."""
+        decoder = self._decoder
+        return None if decoder is None else decoder.pid
+
+    def frames(self) -> Iterator[FittedFrame]:
+        """See `FrameSource.frames`. Raises StreamError when the source cannot go on."""
+        while not self._is_closed:
+            started_at = time.monotonic()
+            try:
+                yield from self._decode()
+                return
+            except DecoderLostError as lost:
+                reason = str(lost)
+            if self._is_closed:
+                return
+            delay_s = self._restarts.fail(time.monotonic() - started_at)
+            if delay_s is None:
+                raise StreamError(
+                    f"The stream failed {self._restarts.failures} times in a row, the last time because {reason}.",
+                    "a source that can be decoded",
+                    "Check the source, then open the stream again.",
+                )
+            self._enter(StreamState.RESTARTING, reason)
+            with self._changed:
+                self._changed.wait_for(lambda: self._is_closed, delay_s)
+
+    def close(self) -> None:
+        """See `FrameSource.close`."""
+        with self._changed:
+            self._is_closed = True
+            decoder = self._decoder
+            self._changed.notify_all()
+        if decoder is not None:
+            decoder.kill()
+
+    def _decode(self) -> Iterator[FittedFrame]:
+        """The frames of one decoder. Raises DecoderLostError; ends when the source has ended or was closed."""
+        decoder = self._pool.take()
+        sender = threading.Thread(target=self._send, args=(decoder,), name="surgseg-sender", daemon=True)
+        try:
+            decoder.begin(self._job)
+            with self._changed:
+                self._outbound.clear()
+                self._outbound_bytes = 0
+                self._decoder = decoder
+                for message in self._first_messages():
+                    self._put(message)
+            sender.start()
+            yield from self._receive(decoder)
+        except (EOFError, OSError) as error:
+            raise DecoderLostError(f"its decoder is gone: {decoder.bury()}") from error
+        finally:
+            with self._changed:
+                self._decoder = None
+                self._changed.notify_all()
+            decoder.kill()
+            if sender.ident is not None:
+                sender.join(_JOIN_S)
+            decoder.bury()
+            self._end()
+
+    def _receive(self, decoder: DecoderProcess) -> Iterator[FittedFrame]:
+        heard_at = time.monotonic()
+        while not self._is_closed:
+            try:
+                message = decoder.receive(_LOOK_UP_S)
+            except ValueError as error:
+                raise DecoderLostError(str(error)) from error
+            if message is None:
+                self._watch(heard_at)
+                continue
+            if isinstance(message, FrameMessage):
+                yield from self._take(decoder, message)
+            elif isinstance(message, DropMessage):
+                self._drop(message)
+            elif message.kind == FAILED:
+                raise DecoderLostError(str(message.fields.get("found", "its decoder gave no reason")))
+            elif message.kind == ENDED:
+                return
+            else:
+                self._note(message)
+            heard_at = time.monotonic()  # after the frame was taken over, which may have had to wait for room
+
+    def _take(self, decoder: DecoderProcess, message: FrameMessage) -> Iterator[FittedFrame]:
+        """Copy a frame out of its slot, give it, and only then free the slot: that holds a lossless decoder back."""
+        canvas_hwc = decoder.take(message)
+        if canvas_hwc is None:
+            raise DecoderLostError(f"its decoder named slot {message.slot}, which does not hold that picture")
+        self._enter(StreamState.RUNNING, "")
+        now = time.monotonic()
+        frame = self._identify(message)
+        if frame is not None:
+            sequence, captured_at_us, arrived_at = frame
+            decoded_at = min(max(message.decoded_at, arrived_at), now)
+            yield FittedFrame(
+                canvas_hwc=canvas_hwc,
+                fit=plan_fit(message.height, message.width, self._size, self._job.fit),
+                pts_s=message.pts_s,
+                sequence=sequence,
+                captured_at_us=captured_at_us,
+                arrived_at=arrived_at,
+                decoded_at=decoded_at,
+                prepared_at=min(max(message.prepared_at, decoded_at), now),
+                cost_s=message.cost_s,
+            )
+        self._put(pack_release(message.slot))
+
+    def _send(self, decoder: DecoderProcess) -> None:
+        """Everything for the child goes through here, so that nobody else waits when it does not read."""
+        try:
+            while (message := self._next_outbound(decoder)) is not None:
+                decoder.send(message)
+        except OSError:
+            pass  # it is gone, which the receiver notices
+
+    def _next_outbound(self, decoder: DecoderProcess) -> bytes | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._outbound or self._decoder is not decoder)
+            if self._decoder is not decoder:
+                return None
+            message = self._outbound.popleft()
+            self._outbound_bytes -= len(message)
+            return message
+
+    def _put(self, message: bytes) -> None:
+        """Have a message sent to the decoder that is there now; without one it is forgotten."""
+        with self._changed:
+            if self._decoder is None:
+                return
+            self._outbound.append(message)
+            self._outbound_bytes += len(message)
+            self._changed.notify_all()
+
+    def _enter(self, state: StreamState, reason: str) -> None:
+        if state is not self.state or reason != self.reason:
+            self.state, self.reason = state, reason
+            self._on_state(state, reason)
+
+    def _first_messages(self) -> Iterable[bytes]:
+        """What a new decoder is to be told after its job; called with the lock held."""
+        return ()
+
+    def _end(self) -> None:
+        """That decoder is gone."""
+
+    def _identify(self, message: FrameMessage) -> tuple[int | None, int, float] | None:
+        """Sequence, the sender's clock and arrival of the frame in a message; None where nobody waits for it."""
+        raise NotImplementedError
+
+    def _drop(self, message: DropMessage) -> None:
+        """Units gave no picture."""
+        raise NotImplementedError
+
+    def _note(self, event: Event) -> None:
+        """The decoder said something else."""
+
+    def _watch(self, heard_at: float) -> None:
+        """The decoder has said nothing for a moment, the last thing at `heard_at`. Raises DecoderLostError."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
 from torch import nn
 
-from training.config import NetworkConfig
+from training.config import NetworkConfig, ShareBelowOne
 from training.ema import WeightAverage
 from training.method import Method, MethodOptions
 from training.networks import build_network
@@ -17,7 +16,7 @@ from training.networks.views import MeanOfViews
 class AverageOptions(MethodOptions):
     """`average_decay` 0 validates and exports the networks themselves, otherwise the averages of their weights."""
 
-    average_decay: Annotated[float, Field(ge=0, lt=1)] = 0.998
+    average_decay: ShareBelowOne = 0.998
 
 
 class OneNetwork(Method):

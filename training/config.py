@@ -17,6 +17,8 @@ RECIPES = Path(__file__).parent / "recipes"
 Table = TypeVar("Table", bound=BaseModel)
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -65,7 +67,7 @@ class AugmentConfig(_Strict):
 
     scale: tuple[float, float] = (0.8, 2.0)
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 40.0
-    aspect_jitter: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    aspect_jitter: ShareBelowOne = 0.15
     flip: Share = 0.5
     flip_vertical: Share = 0.2
     colour: Share = 0.8

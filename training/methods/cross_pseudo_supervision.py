@@ -9,14 +9,12 @@ from pydantic import Field
 from torch import Tensor
 
 from training.averaged_networks import TwoNetworks, TwoNetworksOptions
+from training.config import Share, ShareBelowOne, Weight
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
 from training.losses.segmentation import cross_entropy, soft_dice
 from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
-
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class CrossPseudoSupervisionOptions(TwoNetworksOptions):
@@ -28,7 +26,7 @@ class CrossPseudoSupervisionOptions(TwoNetworksOptions):
 
     cross_entropy_weight: Weight = 1.0
     dice_weight: Weight = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     cross_weight: Weight = 1.5
     ramp_steps: Annotated[int, Field(ge=0)] = 500
     cutmix: Share = 0.5

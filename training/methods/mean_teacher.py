@@ -10,13 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from training.averaged_networks import AverageOptions, OneNetwork
+from training.config import Share, ShareBelowOne, Weight
 from training.ema import WeightAverage
 from training.losses.consistency import CONSISTENCIES
 from training.losses.segmentation import IGNORED, cross_entropy, soft_dice
 from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 class MeanTeacherOptions(AverageOptions):
@@ -30,12 +29,12 @@ class MeanTeacherOptions(AverageOptions):
     average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.998  # never 0: the average is the teacher
     cross_entropy_weight: Weight = 1.0
     dice_weight: Weight = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     consistency: Literal["squared", "cross_entropy"] = "cross_entropy"
     consistency_weight: Weight = 1.0
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    threshold: ShareBelowOne = 0.0
     ramp_steps: Annotated[int, Field(ge=0)] = 200
-    doubt: Annotated[float, Field(ge=0, le=1)] = 0.0
+    doubt: Share = 0.0
 
 
 class MeanTeacher(OneNetwork):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from service.errors import DataError
 from training.averaged_networks import TwoNetworks, TwoNetworksOptions
-from training.config import NetworkConfig
+from training.config import NetworkConfig, Weight
 from training.losses.consistency import CONSISTENCIES
 from training.losses.contrast import (
     Similarity,
@@ -25,7 +25,6 @@ from training.method import Batch, UnlabeledBatch
 from training.networks.contrast_heads import Classifier, Projector
 from training.schedules import ramp_up
 
-Weight = Annotated[float, Field(ge=0)]
 Pair = list[Tensor]  # what the first and the second network give
 
 

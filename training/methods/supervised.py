@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor
 
 from training.averaged_networks import AverageOptions, OneNetwork
+from training.config import ShareBelowOne, Weight
 from training.losses.segmentation import cross_entropy, soft_dice
 from training.method import Batch
-
-Weight = Annotated[float, Field(ge=0)]
 
 
 class SupervisedOptions(AverageOptions):
@@ -19,7 +15,7 @@ class SupervisedOptions(AverageOptions):
 
     cross_entropy_weight: Weight = 1.0
     dice_weight: Weight = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ShareBelowOne = 0.0
 
 
 class Supervised(OneNetwork):

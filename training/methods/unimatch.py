@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as functional
-from pydantic import Field
 from torch import Tensor
 
 from training.averaged_networks import AverageOptions, OneNetwork
+from training.config import Share, ShareBelowOne, Weight
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
 from training.losses.segmentation import cross_entropy, soft_dice
 from training.method import Batch, UnlabeledBatch
-
-Weight = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class UniMatchOptions(AverageOptions):
@@ -28,11 +25,11 @@ class UniMatchOptions(AverageOptions):
 
     cross_entropy_weight: Weight = 1.0
     dice_weight: Weight = 1.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     strong_weight: Weight = 0.5
     feature_weight: Weight = 0.5
     threshold: Share = 0.95
-    feature_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    feature_dropout: ShareBelowOne = 0.5
     cutmix: Share = 0.5
 
 

@@ -38,20 +38,31 @@ class Taken:
 class _Lane:
     mode: Mode
     capacity: int
+    priority: int
     waiting: deque[Frame] = field(default_factory=deque)
     under_way: int = 0
     """Frames taken and not yet finished; counted for EVERY only."""
+    passed_over: int = 0
+    """Takes, since its last frame was taken, in which a stream that came later went first."""
+
+    @property
+    def rank(self) -> int:
+        return self.priority + self.passed_over
 
 
 class LatestFrames:
     """The waiting frames of every stream.
 
     - At most one frame per stream per `take`, so a stream's masks come out in the order its frames went in.
-    - The stream that has waited longest goes first. A newer frame takes the place of the one it supersedes,
-      so a fast stream does not lose its turn and a slow one is not overtaken.
+    - The stream of the highest rank goes first, among equals the one that has waited longest. A newer frame
+      takes the place of the one it supersedes, so a fast stream does not lose its turn and a slow one is not
+      overtaken.
+    - Its rank is its priority, and one more for each take that let a later one overtake it since its last frame
+      was taken. So no stream starves: it waits at most (highest priority - its own) + 2 x streams takes.
     - LATEST: at most one frame waits. EVERY: `capacity` frames may be waiting or under way, until `finish`;
       `offer` refuses more, and that refusal is what holds the sender back.
-    - A frame past its deadline is dropped when its turn comes. Frames of a lossless stream carry no deadline.
+    - A frame that cannot meet its deadline any more is dropped when its turn comes. Frames of a lossless stream
+      carry no deadline.
 
     Every frame offered is waiting, or comes out exactly once: taken, or in a Drop.
     """
@@ -67,11 +78,14 @@ class LatestFrames:
         """Frames waiting, over all streams."""
         return sum(len(lane.waiting) for lane in self._lanes.values())
 
-    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1) -> None:
-        """Open a lane. Raises ValueError when it is open already or the capacity is below 1."""
+    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1, priority: int = 0) -> None:
+        """Open a lane. A stream whose `priority` is higher by d overtakes a waiting one at most d times in a row.
+
+        Raises ValueError when it is open already or the capacity is below 1.
+        """
         if stream_id in self._lanes or capacity < 1:
             raise ValueError(f"stream {stream_id!r} is open, or its capacity {capacity} is below 1")
-        self._lanes[stream_id] = _Lane(mode, capacity)
+        self._lanes[stream_id] = _Lane(mode, capacity, priority)
 
     def remove_stream(self, stream_id: str) -> tuple[Drop, ...]:
         """Close a lane; its waiting frames are dropped as closed. An unknown stream has none."""
@@ -101,16 +115,21 @@ class LatestFrames:
         self._turns.setdefault(frame.stream_id)
         return Drop(superseded, DropReason.SUPERSEDED) if superseded else None
 
-    def take(self, now: float, limit: int) -> Taken:
-        """At most `limit` frames to run at the instant `now`, and the frames whose deadline has passed."""
+    def take(self, now: float, limit: int, ahead_s: float = 0.0) -> Taken:
+        """At most `limit` frames to run at the instant `now`, and the frames that would be sent too late.
+
+        `ahead_s` is the time that a frame taken now still needs before it is sent.
+        """
         frames: list[Frame] = []
         drops: list[Drop] = []
-        for stream_id in list(self._turns):
+        line = list(self._turns)
+        for stream_id in sorted(line, key=lambda stream_id: -self._lanes[stream_id].rank):
             if len(frames) == limit:
                 break
-            frame = self._take_turn(stream_id, now, drops)
+            frame = self._take_turn(stream_id, now + ahead_s, drops)
             if frame is not None:
                 frames.append(frame)
+        self._raise_passed_over(line, {frame.stream_id for frame in frames})
         return Taken(tuple(frames), tuple(drops))
 
     def finish(self, stream_id: str) -> None:
@@ -119,17 +138,27 @@ class LatestFrames:
         if lane is not None and lane.under_way:
             lane.under_way -= 1
 
-    def _take_turn(self, stream_id: str, now: float, drops: list[Drop]) -> Frame | None:
+    def _take_turn(self, stream_id: str, sent_at: float, drops: list[Drop]) -> Frame | None:
         lane = self._lanes[stream_id]
         del self._turns[stream_id]
         while lane.waiting:
             frame = lane.waiting.popleft()
-            if frame.deadline_at is not None and now > frame.deadline_at:
+            if frame.deadline_at is not None and sent_at > frame.deadline_at:
                 drops.append(Drop(frame, DropReason.DEADLINE))
                 continue
+            lane.passed_over = 0
             if lane.mode is Mode.EVERY:
                 lane.under_way += 1
             if lane.waiting:
                 self._turns[stream_id] = None
             return frame
         return None
+
+    def _raise_passed_over(self, line: list[str], taken: set[str]) -> None:
+        """A stream keeps its rise when its frame expires, or a short deadline would keep it from ever going."""
+        is_overtaken = False
+        for stream_id in reversed(line):
+            if stream_id in taken:
+                is_overtaken = True
+            elif is_overtaken and stream_id in self._turns:
+                self._lanes[stream_id].passed_over += 1

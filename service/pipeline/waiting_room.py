@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from service.frames import Frame
+from service.frames import Frame, Stage
+from service.pipeline.costs import CostEstimate
 from service.pipeline.latest_frames import Drop, LatestFrames, Mode, Taken
 
 
@@ -18,15 +19,16 @@ class WaitingRoom:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._frames = LatestFrames()
+        self._costs = CostEstimate()
         self._lock = threading.Lock()
         self._has_frames = threading.Condition(self._lock)
         self._has_room = threading.Condition(self._lock)
         self._is_closed = False
 
-    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1) -> None:
+    def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1, priority: int = 0) -> None:
         """See `LatestFrames.add_stream`."""
         with self._lock:
-            self._frames.add_stream(stream_id, mode, capacity)
+            self._frames.add_stream(stream_id, mode, capacity, priority)
 
     def remove_stream(self, stream_id: str) -> tuple[Drop, ...]:
         """See `LatestFrames.remove_stream`; a reader that waits for room in this stream goes on at once."""
@@ -44,13 +46,18 @@ class WaitingRoom:
             self._has_frames.notify()
         return drop
 
+    def measure(self, stage: Stage, seconds: float) -> None:
+        """Say how long a live frame's stage took, so that `take` can tell which frames would be sent too late."""
+        with self._lock:
+            self._costs.add(stage, seconds, self._clock())
+
     def take(self, limit: int, timeout_s: float) -> Taken | None:
         """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed."""
         ends_at = self._clock() + timeout_s
         with self._lock:
             while not self._is_closed:
                 now = self._clock()
-                taken = self._frames.take(now, limit)
+                taken = self._frames.take(now, limit, self._costs.estimate_ahead(now))
                 if taken.frames or taken.drops or now >= ends_at:
                     if taken.drops:
                         self._has_room.notify_all()

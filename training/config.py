@@ -137,23 +137,31 @@ class Recipe(_Strict):
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """Read a recipe; a bare name is one of the recipes that ship. `overrides` are `dotted.key=value` in TOML."""
-    if not path.is_file() and (RECIPES / path.with_suffix(".toml").name).is_file():
-        path = RECIPES / path.with_suffix(".toml").name
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        shipped = ", ".join(sorted(file.stem for file in RECIPES.glob("*.toml")))
-        raise DataError(
-            f"There is no recipe {path}.", f"a TOML file, or one of {shipped}", "Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not valid TOML: {error}.", "a recipe", "Mend the line it names."
-        ) from error
+    path, table = read_table(path, RECIPES, "recipe")
     table.setdefault("name", path.stem)
     for override in overrides or []:
         _apply_override(table, override)
     return parse_table(Recipe, table, str(path))
+
+
+def read_table(path: Path, shipped: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+    """The file that `path` names, and its TOML; a bare name is a file of the folder `shipped`. Raises DataError.
+
+    `kind` is what the file is called in the error.
+    """
+    if not path.is_file() and (shipped / path.with_suffix(".toml").name).is_file():
+        path = shipped / path.with_suffix(".toml").name
+    try:
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        known = ", ".join(sorted(file.stem for file in shipped.glob("*.toml")))
+        raise DataError(
+            f"There is no {kind} {path}.", f"a TOML file, or one of {known}", "Check the path."
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} is not valid TOML: {error}.", f"a {kind}", "Mend the line it names."
+        ) from error
 
 
 def parse_table(table_class: type[Table], values: dict[str, Any], where: str) -> Table:

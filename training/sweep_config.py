@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.errors import DataError
-from training.config import RECIPES, DataConfig, Recipe, load_recipe, parse_table
+from training.config import RECIPES, DataConfig, Recipe, load_recipe, parse_table, read_table
 from training.data.splits import load_split
 from training.methods import find_method
 
@@ -81,19 +80,7 @@ class PlannedRun:
 
 def load_sweep(path: Path) -> tuple[SweepConfig, list[PlannedRun]]:
     """Read a sweep file (a bare name is one that ships) and plan its runs. Raises DataError."""
-    if not path.is_file() and (SWEEPS / path.with_suffix(".toml").name).is_file():
-        path = SWEEPS / path.with_suffix(".toml").name
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        shipped = ", ".join(sorted(file.stem for file in SWEEPS.glob("*.toml")))
-        raise DataError(
-            f"There is no sweep {path}.", f"a TOML file, or one of {shipped}", "Check the path."
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{path} is not valid TOML: {error}.", "a sweep", "Mend the line it names."
-        ) from error
+    path, table = read_table(path, SWEEPS, "sweep")
     sweep = parse_table(SweepConfig, table, str(path))
     if isinstance(sweep.recipe, str):
         base = load_recipe(Path(sweep.recipe))

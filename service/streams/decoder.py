@@ -1,6 +1,6 @@
-"""The expendable process that touches bitstreams from strangers: `python -m service.streams.decoder FD MEMORY_FD`.
+"""The expendable process that touches bitstreams from strangers; the nursery forks it.
 
-It is started empty and waits for its job on a socket that it has from its parent. One thread reads what comes, so
+It is born empty and waits for its job on a socket to the service. One thread reads what comes, so
 that what arrives is timed when it arrives; the main thread decodes, fits and hands over. It may crash, hang or be
 killed at any moment: nothing is lost but the frames it held.
 """
@@ -11,7 +11,6 @@ import ctypes
 import os
 import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -175,12 +174,13 @@ def open_codec(codec: str) -> VideoCodecContext:
     return context
 
 
-def main(arguments: list[str]) -> None:
-    """Wait for the job and do it. Never returns while the service lives and the stream goes on."""
+def main(parent: int, connection_fd: int, memory_fd: int) -> None:
+    """Wait for the job and do it, in a process that `parent` forked. Gives up when the service does."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the service, which ends its decoders itself
+    if os.getppid() != parent:  # it died before it could take us with it
+        return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    connection = Connection(int(arguments[0]))
+    connection = Connection(connection_fd)
     try:
         message = connection.recv_bytes()
     except (EOFError, OSError):
@@ -190,7 +190,7 @@ def main(arguments: list[str]) -> None:
     job = Job.unpack(message)
     _limit_memory(job.memory_bytes)
     size = InputSize(height=job.input_height, width=job.input_width)
-    decoder = Decoder(connection, Canvases(int(arguments[1]), job.slots, size), job)
+    decoder = Decoder(connection, Canvases(memory_fd, job.slots, size), job)
     threading.Thread(target=decoder.listen, daemon=True).start()
     try:
         decoder.run()
@@ -207,7 +207,3 @@ def _limit_memory(allowed_bytes: int) -> None:
     pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: SIM115, PTH123 - one read
     limit = pages * resource.getpagesize() + allowed_bytes
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

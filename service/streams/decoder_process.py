@@ -1,14 +1,17 @@
-"""Decoder processes as the service sees them: started ahead of need, spoken to, killed and buried."""
+"""Decoder processes as the service sees them: asked for, spoken to, killed and buried."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 from service.contract.geometry import Image
@@ -23,38 +26,37 @@ from service.streams.decoder_messages import (
     pack_release,
     unpack_from_decoder,
 )
+from service.streams.nursery import BORN, LIFE, REQUEST
 
 _SOCKET_BYTES = 4 * 2**20  # so that a burst of large key frames does not stop the sender
-_START_TIMEOUT_S = 20.0
+_BIRTH_TIMEOUT_S = 20.0
 _BURIAL_S = 5.0
+_LAST_WORD_S = 0.2
 
 
 class DecoderProcess:
-    """One child. One thread sends, one receives, any may kill; after `kill` both of them get EOFError or OSError."""
+    """One child. One thread sends, one receives, any may kill; then both of them get EOFError or OSError.
 
-    def __init__(self) -> None:
-        """Start the child; it waits for its job. Raises OSError."""
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
-        self._memory_fd = create_memory()
-        with theirs:
-            passed = (theirs.fileno(), self._memory_fd)
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "service.streams.decoder", *map(str, passed)],
-                pass_fds=passed,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
-            )
-        self._connection = Connection(ours.detach())
+    `life` is a pidfd: it names this process and no other, also after its number has been given to another.
+    `learn_status` waits a moment for what the nursery says of its end.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        life: int,
+        connection: Connection,
+        memory_fd: int,
+        learn_status: Callable[[int], int | None],
+    ) -> None:
+        self.pid = pid
+        self._life = life
+        self._connection = connection
+        self._memory_fd = memory_fd
+        self._learn_status = learn_status
         self._canvases: Canvases | None = None
         self._lock = threading.Lock()
-        self._is_buried = False
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+        self._end: str | None = None
 
     def begin(self, job: Job) -> None:
         """Give the child its job."""
@@ -86,92 +88,158 @@ class DecoderProcess:
 
     def kill(self) -> None:
         """End the child at once, whatever it does; twice does nothing."""
-        if self._process.poll() is None:
-            self._process.kill()
+        with self._lock:
+            if self._end is None:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._life, signal.SIGKILL)
 
     def bury(self) -> str:
-        """Kill, wait for the end, free everything; gives how it ended, in words. Not while another thread uses it."""
+        """See the child's end, kill it if there is none, and free everything; gives how it ended, in words.
+
+        Not while another thread still sends or receives.
+        """
         with self._lock:
-            if not self._is_buried:
-                self._is_buried = True
-                ended = _wait_briefly(self._process)
-                self._process.kill()
-                self._process.wait(_BURIAL_S)
+            if self._end is None:
+                if not _has_ended(self._life, _LAST_WORD_S):
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(self._life, signal.SIGKILL)
+                    _has_ended(self._life, _BURIAL_S)
+                self._end = _describe_end(self._learn_status(self.pid))
                 self._connection.close()
+                os.close(self._life)
                 os.close(self._memory_fd)
                 self._canvases = None
-                self._ended = ended
-            return self._ended
+            return self._end
 
 
 class DecoderPool:
-    """Keeps one started decoder ahead of need, because starting one takes half a second.
+    """The service's side of the nursery, which is started ahead of need and started again if it is lost.
 
-    All children are started by one thread that lives as long as the pool: the kernel ends them with that thread, so
-    that none outlives the service, however it ends.
+    Any thread may call any method.
     """
 
     def __init__(self) -> None:
-        self._spares: queue.Queue[DecoderProcess | None] = queue.Queue()
-        self._wanted = threading.Semaphore(1)
-        self._is_closed = False
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._nursery: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._births: queue.Queue[tuple[int, int] | None] = queue.Queue()
+        self._ended = threading.Condition()
+        self._statuses: dict[int, int] = {}
 
     def start(self) -> None:
-        """Start the first spare. Any thread; again does nothing."""
+        """Start the nursery, which then takes half a second to be ready; again does nothing. Raises OSError."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="surgseg-decoders", daemon=True)
-                self._thread.start()
+            self._start()
 
     def take(self) -> DecoderProcess:
-        """A started decoder, and have the next one started. Raises UnavailableError."""
-        self.start()
-        self._wanted.release()
-        try:
-            decoder = self._spares.get(timeout=_START_TIMEOUT_S)
-        except queue.Empty:
-            decoder = None
-        if decoder is None or self._is_closed:
-            raise UnavailableError(
-                "No decoder process can be started.",
-                "a machine with memory for one more process",
-                "Look at the service's log, close streams, and try again.",
-            )
-        return decoder
+        """A decoder that waits for its job. Raises UnavailableError."""
+        with self._lock:
+            for _ in range(2):  # a nursery that was lost is noticed by asking it
+                try:
+                    self._start()
+                    return self._ask()
+                except (OSError, EOFError):
+                    self._lose_nursery()
+        raise UnavailableError(
+            "No decoder process can be started.",
+            "a machine with memory for one more process",
+            "Look at the service's log, close streams, and try again.",
+        )
 
     def close(self) -> None:
-        """End the spares, and the thread; streams must be closed before."""
-        self._is_closed = True
-        self._wanted.release()
-        if self._thread is not None:
-            self._thread.join(_BURIAL_S)
-        while not self._spares.empty():
-            if (spare := self._spares.get()) is not None:
-                spare.bury()
+        """End the nursery, and with it every decoder that is left."""
+        with self._lock:
+            self._is_closed = True
+            self._lose_nursery()
 
-    def _work(self) -> None:
-        while True:
-            self._wanted.acquire()
-            if self._is_closed:
-                return
-            try:
-                self._spares.put(DecoderProcess())
-            except OSError:
-                self._spares.put(None)
+    def _start(self) -> None:
+        if self._is_closed:
+            raise OSError("the pool is closed")
+        if self._nursery is not None:
+            return
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._nursery = subprocess.Popen(
+                [sys.executable, "-m", "service.streams.nursery", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            )
+        self._socket = ours
+        self._births = queue.Queue()
+        threading.Thread(
+            target=self._listen, args=(ours, self._births), name="surgseg-nursery", daemon=True
+        ).start()
+
+    def _ask(self) -> DecoderProcess:
+        assert self._socket is not None
+        ours, theirs = socket.socketpair()
+        memory_fd = create_memory()
+        try:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BYTES)
+            socket.send_fds(self._socket, [REQUEST], [theirs.fileno(), memory_fd])
+            born = self._births.get(timeout=_BIRTH_TIMEOUT_S)
+            if born is None:
+                raise EOFError
+        except (OSError, EOFError, queue.Empty) as error:
+            ours.close()
+            os.close(memory_fd)
+            raise EOFError from error
+        finally:
+            theirs.close()
+        pid, life = born
+        return DecoderProcess(pid, life, Connection(ours.detach()), memory_fd, self._learn_status)
+
+    def _lose_nursery(self) -> None:
+        if self._nursery is None or self._socket is None:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._nursery.kill()
+        self._nursery.wait(_BURIAL_S)
+        self._nursery = self._socket = None
+
+    def _listen(self, nursery: socket.socket, births: queue.Queue[tuple[int, int] | None]) -> None:
+        """Hear of births and deaths until the nursery is gone; in a thread of its own."""
+        with nursery:
+            while True:
+                try:
+                    message, descriptors, _, _ = socket.recv_fds(nursery, LIFE.size, 1)
+                except OSError:
+                    message = b""
+                if len(message) != LIFE.size:
+                    births.put(None)
+                    return
+                event, pid, status = LIFE.unpack(message)
+                if event == BORN:
+                    births.put((pid, descriptors[0]))
+                    continue
+                with self._ended:
+                    self._statuses[pid] = status
+                    self._ended.notify_all()
+
+    def _learn_status(self, pid: int) -> int | None:
+        with self._ended:
+            self._ended.wait_for(lambda: pid in self._statuses, _LAST_WORD_S)
+            return self._statuses.pop(pid, None)
 
 
-def _wait_briefly(process: subprocess.Popen[bytes]) -> str:
-    """How a child whose socket has closed has ended; one that has not is about to be killed by us."""
-    try:
-        code = process.wait(0.2)
-    except subprocess.TimeoutExpired:
+def _has_ended(life: int, timeout_s: float) -> bool:
+    poll = select.poll()
+    poll.register(life, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
+def _describe_end(status: int | None) -> str:
+    if status is None:
         return "it was ended"
+    code = os.waitstatus_to_exitcode(status)
     if code >= 0:
         return f"it ended with code {code}"
     try:
-        name = signal.Signals(-code).name
+        return f"it was ended by {signal.Signals(-code).name}"
     except ValueError:
-        name = str(-code)
-    return f"it was ended by {name}"
+        return f"it was ended by signal {-code}"

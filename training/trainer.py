@@ -54,14 +54,15 @@ class Trainer:
         self.command = command or shlex.join(["surgseg-train", *sys.argv[1:]])
         self.device = choose_device(recipe.device, processes)
         share_cores(processes)
-        self.training_pools = open_pools(recipe.labeled)
-        self.validation_pools = open_pools(recipe.validation)
+        quiet = not processes.is_first
+        self.training_pools = open_pools(recipe.labeled, quiet=quiet)
+        self.validation_pools = open_pools(recipe.validation, quiet=quiet)
         torch.manual_seed(recipe.seed)
         method = build_method(recipe.method_name, recipe.method_options, recipe.network, len(recipe.classes))
-        self.unlabeled_pools = open_unlabeled(recipe) if method.strong_views else []
+        self.unlabeled_pools = open_unlabeled(recipe, quiet) if method.strong_views else []
         self.split_hash = _hash_pools(self.training_pools, self.unlabeled_pools, self.validation_pools)
         if recipe.init_from:
-            start_from(method, Path(recipe.init_from), quiet=not processes.is_first)
+            start_from(method, Path(recipe.init_from), quiet)
         self.method = method.to(self.device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         self.commit = read_commit()  # now: the checkout may move on while this process trains
@@ -248,7 +249,7 @@ def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
             )
 
 
-def open_unlabeled(recipe: Recipe) -> list[Pool]:
+def open_unlabeled(recipe: Recipe, quiet: bool = False) -> list[Pool]:
     """The unlabeled data of a recipe. Raises DataError when it names none."""
     if not recipe.unlabeled:
         raise DataError(
@@ -256,7 +257,7 @@ def open_unlabeled(recipe: Recipe) -> list[Pool]:
             f"[[unlabeled]] tables, which {recipe.method_name} learns from",
             'Add one, or use method.name = "supervised".',
         )
-    return open_pools(recipe.unlabeled, labeled=False)
+    return open_pools(recipe.unlabeled, labeled=False, quiet=quiet)
 
 
 def start_from(method: Method, path: Path, quiet: bool = False) -> None:

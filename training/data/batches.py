@@ -48,8 +48,11 @@ class PictureBatch(NamedTuple):
     known: Tensor | None = None
 
 
-def open_pools(configs: Sequence[DataConfig], labeled: bool = True) -> list[Pool]:
-    """Read every data set of a recipe and select its part. Raises DataError where a labeled frame has no mask."""
+def open_pools(configs: Sequence[DataConfig], labeled: bool = True, quiet: bool = False) -> list[Pool]:
+    """Read every data set of a recipe and select its part. Raises DataError where a labeled frame has no mask.
+
+    `quiet` does not print what screening left out.
+    """
     pools = []
     for config in configs:
         samples = list(open_data(config.source))
@@ -58,7 +61,7 @@ def open_pools(configs: Sequence[DataConfig], labeled: bool = True) -> list[Pool
         if config.share < 1:
             samples = take_share(samples, config.share, config.share_seed)
         if config.screen:
-            samples = _screen(samples, config)
+            samples = _screen(samples, config, quiet)
         unlabeled = next((sample for sample in samples if sample.load_mask is None), None)
         if labeled and unlabeled is not None:
             raise DataError(
@@ -239,9 +242,10 @@ def make_loader(
     )
 
 
-def _screen(samples: list[Sample], config: DataConfig) -> list[Sample]:
+def _screen(samples: list[Sample], config: DataConfig, quiet: bool) -> list[Sample]:
     screening = screen(samples)
-    print(f"{config.source}: {screening.describe()}")
+    if not quiet:
+        print(f"{config.source}: {screening.describe()}")
     if not screening.kept:
         raise DataError(
             f"Screening leaves no frame of {config.source}: {screening.describe()}.",

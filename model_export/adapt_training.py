@@ -23,20 +23,21 @@ FILES_WRITTEN = 3  # last.pt, best.pt and the one being written
 LOG_BYTES = 50 * 2**20
 
 
-def load_adaptation(recipe: Path, overrides: Sequence[str], steps: int | None, start: Path | None) -> Recipe:
-    """The recipe as the command line changes it; the network is that of `start`, a checkpoint. Raises DataError."""
+def load_adaptation(recipe: Path, overrides: Sequence[str], steps: int | None) -> Recipe:
+    """The recipe as the command line changes it. Raises DataError."""
     for override in overrides:
-        if override.split("=")[0].split(".")[0].strip() in GIVEN:
+        if _key(override) in GIVEN:
             raise DataError(
                 f"--set {override} names what the command line gives.",
                 "keys of the recipe that say how to train",
                 "Use --labeled, --unlabeled and --start.",
             )
-    loaded = load_recipe(recipe, list(overrides) + ([] if steps is None else [f"steps={steps}"]))
-    if start is not None:
-        network = load_checkpoint(start).recipe.network
-        loaded = loaded.model_copy(update={"init_from": str(start), "network": network})
-    return loaded
+    return load_recipe(recipe, list(overrides) + ([] if steps is None else [f"steps={steps}"]))
+
+
+def overridden_keys(overrides: Sequence[str]) -> set[str]:
+    """The recipe's keys that `--set KEY=VALUE` and `--set KEY.MORE=VALUE` change."""
+    return {_key(override) for override in overrides}
 
 
 def make_supervised(recipe: Recipe) -> Recipe:
@@ -66,6 +67,10 @@ def measure(checkpoint: Checkpoint, samples: Sequence[Sample], data: str) -> Eva
     predict = make_predict(checkpoint.build_predictor().to(device), device)
     classes = len(checkpoint.classes)
     return evaluate_samples(predict, samples, recipe.input_size, recipe.fit, classes=classes, data=data)
+
+
+def _key(override: str) -> str:
+    return override.split("=")[0].split(".")[0].strip()
 
 
 def _resume(trainer: Trainer) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from service.contract.model_card import CONFIDENCE, MASK, Metric, ModelCard, TrainingRun
+from service.contract.model_card import CONFIDENCE, MASK, DataSource, Metric, ModelCard, TrainingRun
 from service.errors import DataError
 from training.checkpoint import Checkpoint
 from training.networks import count_parameters
@@ -16,7 +16,10 @@ from training.networks import count_parameters
 
 @dataclass(frozen=True)
 class Description:
-    """What a checkpoint cannot know about itself. Empty texts are filled from the checkpoint."""
+    """What a checkpoint cannot know about itself. Empty texts are filled from the checkpoint.
+
+    `learned_before` is the data of the network that its training started from.
+    """
 
     name: str = ""
     version: str = "0.1.0"
@@ -24,6 +27,7 @@ class Description:
     licence: str = "Apache-2.0"
     metrics: tuple[Metric, ...] = ()
     limits: tuple[str, ...] = ()
+    learned_before: tuple[DataSource, ...] = ()
 
 
 def draft_card(
@@ -52,7 +56,7 @@ def draft_card(
         method=checkpoint.method,
         view=view or "",
         parameters=count_parameters(predictor),
-        training_data=checkpoint.data_sources,
+        training_data=tuple(dict.fromkeys((*description.learned_before, *checkpoint.data_sources))),
         training=TrainingRun(
             recipe=checkpoint.recipe_name,
             command=checkpoint.command,

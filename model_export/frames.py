@@ -20,10 +20,11 @@ def proof_images(data: str | None, limit: int) -> Iterator[Image]:
     """
     if data is None:
         return draw_pictures(DRAWN_SIZE, limit)
-    return _load(_spread(open_data(data), limit))
+    return _load(spread(open_data(data), limit))
 
 
-def _spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
+def spread(samples: Sequence[Sample], limit: int) -> list[Sample]:
+    """At most `limit` of the frames, evenly spread, in their order."""
     count = min(limit, len(samples))
     return [samples[index * len(samples) // count] for index in range(count)]
 

@@ -112,6 +112,7 @@ def test_every_bad_pair_is_named(site: Path, capsys: pytest.CaptureFixture[str])
         (["--unlabeled", "SITE/unlabeled,sahre=0.5"], "Did you mean 'share'?"),
         (["--unlabeled", "vidoe:SITE/unlabeled"], "Did you mean video?"),
         (["--start", "SITE/none.pt"], "There is no checkpoint"),
+        (["--start", "SITE/labeled"], "card.json cannot be read"),
         (["--recipe", "none"], "adapt"),
     ],
 )

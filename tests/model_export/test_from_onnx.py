@@ -14,68 +14,25 @@ import pytest
 import torch
 from torch import nn
 
-from model_export.bundle import fit_to_card, write_bundle
-from model_export.card import Description
+from model_export.bundle import fit_to_card
 from model_export.from_onnx import find_network, read_convolutions, rebuild_network, require_same_labels
 from model_export.pictures import draw_pictures
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import MODEL_NAME, Bundle, open_bundle
 from service.contract.geometry import Image
-from service.contract.model_card import ClassInfo, InputSize
 from service.errors import BundleError, DataError
-from training.checkpoint import DEVIATION, MEAN, Checkpoint, normalise
-from training.config import DataConfig, NetworkConfig, Recipe
+from tests.model_export.strange_bundle import NETWORK, SIZE, to_batch, write_strange_bundle
+from training.checkpoint import DEVIATION, MEAN, normalise
+from training.config import NetworkConfig
 from training.data import open_data
-from training.methods import build_method
 
-SIZE = InputSize(height=96, width=160)
-NETWORK = NetworkConfig(options={"encoder": "mobilenetv4_conv_small_050", "width": 16, "finest_stride": 4})
 EDGE = NetworkConfig()
-CLASSES = tuple(ClassInfo(id=n, name=str(n), colour=(0, 0, 0)) for n in range(3))
-
-
-def make_checkpoint(method_table: dict[str, object], classes: tuple[ClassInfo, ...]) -> Checkpoint:
-    """Random weights, and BatchNorm with statistics, factors of both signs and offsets that all differ."""
-    data = DataConfig(source="folder:frames")
-    recipe = Recipe(
-        name="strange",
-        labeled=(data,),
-        validation=(data,),
-        input_size=SIZE,
-        network=NETWORK,
-        method=method_table,
-        classes=classes,
-    )
-    torch.manual_seed(4)
-    method = build_method(recipe.method_name, recipe.method_options, recipe.network, len(classes))
-    images_nchw = normalise(to_batch(list(draw_pictures(SIZE, 4))))
-    with torch.no_grad():
-        for network in method.networks.values():
-            for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.weight.uniform_(0.5, 1.5).mul_(torch.randn_like(norm.weight).sign())
-                norm.bias.normal_(0, 0.3)
-                norm.momentum = 1.0
-            network.train()(images_nchw)
-            for norm in (module for module in network.modules() if isinstance(module, nn.BatchNorm2d)):
-                norm.running_mean.add_(torch.randn_like(norm.running_mean) * norm.running_var.sqrt() * 0.3)
-                norm.running_var.mul_(torch.empty_like(norm.running_var).uniform_(0.5, 2.0))
-    state = {"method": method.state_dict()}
-    return Checkpoint(recipe, "surgseg-train run strange", "0" * 40, "1" * 64, 7, 0.25, state)
-
-
-def to_batch(images: Sequence[Image]) -> torch.Tensor:
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-
-
-def export(method_table: dict[str, object], folder: Path, classes: tuple[ClassInfo, ...]) -> Bundle:
-    checkpoint = make_checkpoint(method_table, classes)
-    return write_bundle(checkpoint, folder, Description(name="strange"), draw_pictures(SIZE, 2))[0]
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     folder = tmp_path_factory.mktemp("bundles") / "strange"
-    return export({"name": "supervised", "average_decay": 0}, folder, CLASSES)
+    return write_strange_bundle(folder, classes=3)
 
 
 @pytest.fixture(scope="module")
@@ -191,12 +148,8 @@ def test_a_card_without_options_is_tried_with_those_that_are_given(bundle: Bundl
 
 @pytest.mark.slow
 def test_a_mean_of_two_networks_is_refused(tmp_path: Path) -> None:
-    method: dict[str, object] = {
-        "name": "cross_pseudo_supervision",
-        "predict_with": "mean",
-        "average_decay": 0,
-    }
-    both = export(method, tmp_path / "both", CLASSES[:2])
+    mean = {"name": "cross_pseudo_supervision", "predict_with": "mean", "average_decay": 0}
+    both = write_strange_bundle(tmp_path / "both", classes=2, **mean)
     with pytest.raises(BundleError, match="as a mean of two networks has"):
         find_network(both, EDGE)
 

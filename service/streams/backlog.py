@@ -6,6 +6,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
+_PATIENCE_S = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -20,14 +22,21 @@ class Unit:
 class Backlog:
     """Access units waiting for a decoder, in order.
 
-    A unit cannot be left out without harm to those that refer to it, so a live decoder that is more than `behind_s`
-    seconds late gives up everything up to the newest key frame that waits, or, where none waits, up to the next one
-    to come. With `behind_s` None nothing is ever given up.
+    A unit cannot be left out without harm to those that refer to it. A live decoder that is more than `behind_s` late
+    therefore
+
+    - goes on at the newest key frame that waits, if one does;
+    - otherwise decodes on without showing what is late (`is_stale`): after a moment's trouble it catches up, for
+      decoding alone is several times as fast as the video;
+    - and if it is still late after half a second of that, gives up everything until a key frame comes.
+
+    With `behind_s` None nothing is ever given up.
     """
 
     def __init__(self, behind_s: float | None) -> None:
         self._behind_s = behind_s
         self._waiting: deque[Unit] = deque()
+        self._late_since: float | None = None
         self._seeks_key = False
 
     def __len__(self) -> int:
@@ -39,23 +48,30 @@ class Backlog:
 
     def take(self, now: float) -> tuple[Unit | None, list[Unit]]:
         """The unit to decode now, if there is one, and those given up before it."""
-        if self._waiting and self._is_late(self._waiting[0], now):
-            self._seeks_key = True
-        given_up = self._give_up() if self._seeks_key else []
+        given_up = self._give_up(now)
         return (self._waiting.popleft() if self._waiting else None), given_up
 
-    def has_newer(self, arrived_at: float, now: float) -> bool:
-        """Whether a picture that came at `arrived_at` is late enough, with another one waiting, not to be shown."""
-        if self._behind_s is None or not self._waiting:
-            return False
-        return now - arrived_at > self._behind_s / 2
+    def is_stale(self, arrived_at: float, now: float) -> bool:
+        """Whether a decoded picture that came at `arrived_at` is late, and another one waits to be shown instead."""
+        return bool(self._waiting) and self._is_late(arrived_at, now)
 
-    def _is_late(self, unit: Unit, now: float) -> bool:
-        return self._behind_s is not None and now - unit.arrived_at > self._behind_s
+    def _is_late(self, arrived_at: float, now: float) -> bool:
+        return self._behind_s is not None and now - arrived_at > self._behind_s
 
-    def _give_up(self) -> list[Unit]:
-        """Everything before the newest key frame; without one, everything, and go on seeking."""
+    def _give_up(self, now: float) -> list[Unit]:
+        if not self._waiting:
+            return []
+        if not self._seeks_key and not self._is_late(self._waiting[0].arrived_at, now):
+            self._late_since = None
+            return []
+        if self._late_since is None:
+            self._late_since = now
         newest_key = max((place for place, unit in enumerate(self._waiting) if unit.is_key), default=None)
-        count = len(self._waiting) if newest_key is None else newest_key
-        self._seeks_key = newest_key is None
+        if newest_key is None:
+            self._seeks_key = self._seeks_key or now - self._late_since > _PATIENCE_S
+            count = len(self._waiting) if self._seeks_key else 0
+        else:
+            count = newest_key
+            if count or self._seeks_key:
+                self._seeks_key, self._late_since = False, None
         return [self._waiting.popleft() for _ in range(count)]

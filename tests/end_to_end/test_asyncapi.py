@@ -19,6 +19,7 @@ from service.errors import SurgsegError
 from service.frames import DropReason, Stage
 from service.streams.synthetic_view import VIEW_SHAPES
 from service.wire import encode_picture
+from tests.bitstreams import encode_units
 
 jsonschema = pytest.importorskip("jsonschema", reason="the package jsonschema (extra dev) is not installed")
 yaml = pytest.importorskip("yaml", reason="the package PyYAML (extra dev) is not installed")
@@ -26,7 +27,10 @@ yaml = pytest.importorskip("yaml", reason="the package PyYAML (extra dev) is not
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT: dict[str, Any] = yaml.safe_load((DOCS / "asyncapi.yaml").read_text(encoding="utf-8"))
 STREAM, SCENE = DOCUMENT["channels"]["stream"], DOCUMENT["channels"]["scene"]
-PICTURES = {codec: encode_picture(np.full((72, 128, 3), 200, np.uint8), codec) for codec in ("jpeg", "png")}  # type: ignore[arg-type]
+FLAT_HWC = np.full((72, 128, 3), 200, np.uint8)
+PICTURES = {codec: encode_picture(FLAT_HWC, codec) for codec in ("jpeg", "png")} | {  # type: ignore[arg-type]
+    codec: encode_units([FLAT_HWC], codec)[0] for codec in ("h264", "hevc")
+}
 
 
 def parameters(channel: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def test_a_truncated_file_gives_the_frames_before_the_cut_and_then_one_error(tmp
 
 
 def find_middle_of_a_packet(path: Path) -> int:
-    """Where a cut goes through a picture: between two of them, these containers do not show that anything is missing."""
+    """Where a cut goes through a picture; one between two pictures does not show in these containers."""
     with av.open(str(path)) as container:
         places = [packet.pos for packet in container.demux(video=0) if packet.pos is not None]
     middle = len(places) // 2

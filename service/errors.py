@@ -62,6 +62,22 @@ class InvalidRequestError(SurgsegError):
     status = 400
 
 
+class ForbiddenError(SurgsegError):
+    """Something that this service's operator does not allow."""
+
+    slug = "forbidden"
+    title = "This is not allowed here"
+    status = 403
+
+
+class NotFoundError(SurgsegError):
+    """There is nothing by that name."""
+
+    slug = "not-found"
+    title = "There is no such thing"
+    status = 404
+
+
 class UnavailableError(SurgsegError):
     """The service cannot take this now: the stream limit is reached, or it is draining."""
 

@@ -12,6 +12,7 @@ from service.errors import InvalidRequestError
 
 _PREFIX = "SURGSEG_"
 Positive = Annotated[int, Field(ge=1)]
+PullScheme = Literal["rtsp", "rtsps", "udp"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
@@ -43,6 +44,22 @@ class Settings(BaseSettings):
     decoder_hang_s: PositiveSeconds = Field(3.0, description="how long a decoder may be silent over its work")
     decoder_restarts: Positive = Field(5, description="failures in a row that end a stream")
     stall_s: PositiveSeconds = Field(5.0, description="silence after which a pulled stream is opened again")
+    reconnect_s: PositiveSeconds = Field(
+        10.0, description="longest pause before a pulled stream is opened again"
+    )
+    pull_schemes: Annotated[frozenset[PullScheme], NoDecode] = Field(
+        frozenset({"rtsp", "udp"}), description="schemes that POST /v1/streams may open, as rtsp,rtsps,udp"
+    )
+    pull_hosts: Annotated[frozenset[str] | None, NoDecode] = Field(
+        None, description="hosts that POST /v1/streams may open, as 10.0.0.7,camera-2; any if unset"
+    )
+    files: Path | None = Field(
+        None, description="folder whose files POST /v1/streams may open; none if unset"
+    )
+    max_viewers: Positive = Field(32, description="viewers of one pulled stream at once")
+    viewer_timeout_s: PositiveSeconds = Field(
+        30.0, description="how long a viewer may take nothing while masks wait for it"
+    )
     every_depth: Positive = Field(4, description="frames under way at once on a mode=every stream")
     probe_interval_s: PositiveSeconds = Field(5.0, description="idle time before the golden picture is run")
     ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")
@@ -54,6 +71,14 @@ class Settings(BaseSettings):
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+    @field_validator("pull_schemes", "pull_hosts", mode="before")
+    @classmethod
+    def _split_names(cls, value: Any) -> Any:
+        """As `_split_commas`; nothing between the commas means that nothing is allowed."""
+        if not isinstance(value, str):
+            return value
+        return [part.strip().lower() for part in value.split(",") if part.strip()]
 
     @field_validator("batch_sizes", mode="after")
     @classmethod

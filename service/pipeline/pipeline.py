@@ -70,6 +70,7 @@ class Pipeline:
             hang_s=settings.decoder_hang_s,
             stall_s=settings.stall_s,
             restarts=settings.decoder_restarts,
+            reconnect_s=settings.reconnect_s,
         )
         self._lock = threading.Lock()
         self._streams: dict[str, PushedStream] = {}

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from service.contract.geometry import plan_fit
 from service.contract.model_card import InputSize
-from service.errors import StreamError
+from service.errors import StreamError, UnavailableError
 from service.frames import FittedFrame
 from service.streams.decoder_messages import (
     ENDED,
@@ -38,6 +38,10 @@ class StreamState(StrEnum):
     """Its source has sent nothing for a while."""
     RESTARTING = "restarting"
     """Its decoder or its source was lost; the next attempt is due."""
+    ENDED = "ended"
+    """Its source was a file and is at its end."""
+    FAILED = "failed"
+    """It cannot go on; the reason says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class DecoderTerms:
     hang_s: float
     stall_s: float
     restarts: int
+    reconnect_s: float
     slots: int = 4
 
 
@@ -77,6 +82,8 @@ class DecodedVideo:
         self._job = job
         self._size = InputSize(height=job.input_height, width=job.input_width)
         self._restarts = restarts
+        self._is_patient = False
+        self._shown_at = 0.0  # when the last picture came
         self._on_state = on_state
         self._changed = threading.Condition()
         self._outbound: deque[bytes] = deque()
@@ -103,7 +110,8 @@ class DecodedVideo:
                 reason = str(lost)
             if self._is_closed:
                 return
-            delay_s = self._restarts.fail(time.monotonic() - started_at)
+            lived_s = max(0.0, self._shown_at - started_at)
+            delay_s = self._restarts.fail(lived_s, is_patient=self._is_patient)
             if delay_s is None:
                 raise StreamError(
                     f"The stream failed {self._restarts.failures} times in a row, the last time because {reason}.",
@@ -125,10 +133,13 @@ class DecodedVideo:
 
     def _decode(self) -> Iterator[FittedFrame]:
         """The frames of one decoder. Raises DecoderLostError; ends when the source has ended or was closed."""
-        decoder = self._pool.take()
+        try:
+            decoder = self._pool.take()
+        except UnavailableError as error:
+            raise DecoderLostError(error.found.rstrip(".")) from error
         sender = threading.Thread(target=self._send, args=(decoder,), name="surgseg-sender", daemon=True)
         try:
-            decoder.begin(self._job)
+            decoder.begin(self._plan_job())
             with self._changed:
                 self._outbound.clear()
                 self._outbound_bytes = 0
@@ -164,8 +175,9 @@ class DecodedVideo:
             elif isinstance(message, DropMessage):
                 self._drop(message)
             elif message.kind == FAILED:
-                raise DecoderLostError(str(message.fields.get("found", "its decoder gave no reason")))
+                self._fail(message)
             elif message.kind == ENDED:
+                self._finish()
                 return
             else:
                 self._note(message)
@@ -177,7 +189,7 @@ class DecodedVideo:
         if canvas_hwc is None:
             raise DecoderLostError(f"its decoder named slot {message.slot}, which does not hold that picture")
         self._enter(StreamState.RUNNING, "")
-        now = time.monotonic()
+        self._shown_at = now = time.monotonic()
         frame = self._identify(message)
         if frame is not None:
             sequence, captured_at_us, arrived_at = frame
@@ -225,6 +237,17 @@ class DecodedVideo:
         if state is not self.state or reason != self.reason:
             self.state, self.reason = state, reason
             self._on_state(state, reason)
+
+    def _plan_job(self) -> Job:
+        """The job for the next decoder."""
+        return self._job
+
+    def _fail(self, event: Event) -> None:
+        """The decoder says that it cannot go on. Raises DecoderLostError, or StreamError where no other could."""
+        raise DecoderLostError(str(event.fields.get("found", "its decoder gave no reason")).rstrip("."))
+
+    def _finish(self) -> None:
+        """The source is at its end. Raises DecoderLostError where that cannot be meant."""
 
     def _first_messages(self) -> Iterable[bytes]:
         """What a new decoder is to be told after its job; called with the lock held."""

@@ -13,9 +13,8 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Iterable
 from multiprocessing.connection import Connection
-from typing import cast
+from typing import Any, cast
 
 import av
 from av.codec.context import CodecContext, ThreadType
@@ -26,6 +25,7 @@ from av.video.reformatter import VideoReformatter
 
 from service.contract.model_card import InputSize
 from service.contract.video import describe_av_error, fit_frame
+from service.errors import StreamError
 from service.frames import DropReason
 from service.streams.backlog import Backlog, Unit
 from service.streams.canvases import Canvases
@@ -33,6 +33,7 @@ from service.streams.decoder_messages import (
     ENDED,
     FAILED,
     JOB,
+    OPENED,
     RELEASE,
     TAKEN,
     UNIT,
@@ -43,8 +44,11 @@ from service.streams.decoder_messages import (
     unpack_release,
     unpack_unit,
 )
+from service.streams.decoder_sources import PulledSource, open_source
 
 _PR_SET_PDEATHSIG = 1
+_MOST_WAITING = 16  # packets of a file that lie ready for the decoder
+_LONGEST_SILENCE_S = 1.0
 _MOST_REORDERED = (
     32  # frames that a stream may hold back: no profile allows more than 16, and fields count twice
 )
@@ -63,6 +67,11 @@ class Decoder:
         self._free = set(range(canvases.count))
         self._reformatter = VideoReformatter()
         self._used_s = time.process_time()
+        self._pulled = 0  # units read from a source that the decoder opened itself
+        self._is_over = False  # that source gives no more
+        self._failure: Exception | None = None
+        self._waits_for_key: DropReason | None = None
+        self._known = job.skip
 
     def listen(self) -> None:
         """Take what the service sends, in a thread of its own; its silence ends the process."""
@@ -75,47 +84,114 @@ class Decoder:
                         self._backlog.add(Unit(sequence, arrived_at, is_key, data))
                     elif message[:1] == RELEASE:
                         self._free.add(unpack_release(message))
-                    self._changed.notify()
+                    self._changed.notify_all()
         except (EOFError, OSError):
             os._exit(0)
 
     def run(self) -> None:
-        """Decode the units that come, until the process is ended."""
-        context = open_codec(self._job.codec)
-        arrivals: dict[int, float] = {}
+        """Do the job until the process is ended or the source is at its end. Raises what makes it impossible."""
+        if self._job.codec:
+            self._decode_all(open_codec(self._job.codec))
         while True:
-            unit = self._take()
-            arrivals[unit.sequence] = unit.arrived_at
-            packet = Packet(unit.payload)
-            packet.pts = unit.sequence
-            try:
-                frames: Iterable[VideoFrame] = context.decode(packet)
-            except av.error.FFmpegError:
-                frames = []
-                self._drop(DropReason.UNDECODABLE, [unit.sequence] if arrivals.pop(unit.sequence, 0) else [])
+            with open_source(self._job) as source:
+                self._say(Event(OPENED, {"codec": source.codec}))
+                self._play(source)
+            if not self._job.is_looped:
+                return
+
+    def _play(self, source: PulledSource) -> None:
+        """Read a source to its end in one thread, and decode in this one."""
+        self._is_over, self._failure = False, None
+        self._waits_for_key = None if self._job.is_file else DropReason.AWAITING_KEY
+        before = self._pulled
+        reader = threading.Thread(target=self._read, args=(source,), daemon=True)
+        reader.start()
+        self._decode_all(source.context)
+        reader.join()
+        if self._failure is not None:
+            raise self._failure
+        if self._pulled == before:
+            raise ValueError("There is no picture in it.")
+
+    def _read(self, source: PulledSource) -> None:
+        """Queue what the source gives, timed as it comes; a file waits until what was queued is decoded."""
+        try:
+            for packet, pts_s in source.packets():
+                with self._changed:
+                    if self._job.is_file:
+                        self._changed.wait_for(lambda: len(self._backlog) < _MOST_WAITING)
+                    self._pulled += 1
+                    payload = packet, pts_s
+                    self._backlog.add(Unit(self._pulled, time.monotonic(), packet.is_keyframe, payload))
+                    self._changed.notify_all()
+        except (av.error.FFmpegError, MemoryError) as error:
+            self._failure = error
+        finally:
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
+
+    def _decode_all(self, context: VideoCodecContext) -> None:
+        """Decode the units that come, to the end of the source."""
+        arrivals: dict[int, tuple[float, float | None]] = {}
+        while (unit := self._take()) is not None:
+            if self._waits_for_key is not None and not unit.is_key:
+                self._drop(self._waits_for_key, [unit.sequence])
+                continue
+            self._waits_for_key = None
+            packet, pts_s = (Packet(unit.payload), None) if self._job.codec else unit.payload
+            packet.pts, packet.dts = unit.sequence, None
+            if not packet.is_discard:  # a file's own word that the picture is not to be shown
+                arrivals[unit.sequence] = unit.arrived_at, pts_s
+            is_intact = self._decode(context, packet, unit.sequence, arrivals)
             self._say(Event(TAKEN, {"sequence": unit.sequence}))
-            for frame in frames:
-                arrived_at = arrivals.pop(frame.pts or 0, None)
-                if arrived_at is not None:  # a unit that held two pictures is answered by its first
-                    self._hand_over(frame, frame.pts or 0, arrived_at, None)
+            if not is_intact and self._job.is_file:
+                context.flush_buffers()  # what follows refers to what is lost, as in decode_intact
+                self._waits_for_key = DropReason.UNDECODABLE
             lost = [sequence for sequence in arrivals if sequence < unit.sequence - _MOST_REORDERED]
             for sequence in lost:
                 del arrivals[sequence]
             self._drop(DropReason.UNDECODABLE, lost)
+        self._decode(context, None, 0, arrivals)
+        self._drop(DropReason.UNDECODABLE, list(arrivals))
 
-    def _take(self) -> Unit:
-        """The next unit to decode; waits for it."""
+    def _decode(
+        self,
+        context: VideoCodecContext,
+        packet: Packet[Any] | None,
+        sequence: int,
+        arrivals: dict[int, tuple[float, float | None]],
+    ) -> bool:
+        """Hand over the pictures that a packet sets free; None: all that are left. False when there was damage."""
+        try:
+            frames: list[VideoFrame] = context.decode(packet)
+        except av.error.FFmpegError:
+            self._drop(DropReason.UNDECODABLE, [sequence] if arrivals.pop(sequence, None) else [])
+            return False
+        for frame in frames:
+            arrival = arrivals.pop(frame.pts or 0, None)
+            if arrival is not None:  # a unit that held two pictures is answered by its first
+                self._hand_over(frame, frame.pts or 0, *arrival)
+        return not any(frame.is_corrupt for frame in frames)
+
+    def _take(self) -> Unit | None:
+        """The next unit to decode; waits for it. None at the end of a source."""
         with self._changed:
             while True:
                 unit, given_up = self._backlog.take(time.monotonic())
                 self._drop(DropReason.BEHIND, [unit.sequence for unit in given_up])
-                if unit is not None:
+                if unit is not None or self._is_over:
+                    self._changed.notify_all()
                     return unit
-                self._changed.wait()
+                if not self._changed.wait(_LONGEST_SILENCE_S) and self._job.is_paced:
+                    self._say(Event(TAKEN, {}))  # the next picture is not due yet
 
     def _hand_over(self, frame: VideoFrame, sequence: int, arrived_at: float, pts_s: float | None) -> None:
         """Fit a decoded frame into a free slot and tell the service, or drop it with its cause."""
         decoded_at = time.monotonic()
+        if self._known:
+            self._known -= 1
+            return
         if frame.is_corrupt:
             self._drop(DropReason.UNDECODABLE, [sequence])
             return
@@ -149,7 +225,7 @@ class Decoder:
         with self._changed:
             if self._job.behind_s is None:
                 self._changed.wait_for(lambda: self._free)
-            if not self._free or self._backlog.has_newer(arrived_at, now):
+            if not self._free or self._backlog.is_stale(arrived_at, now):
                 return None
             return self._free.pop()
 
@@ -160,6 +236,9 @@ class Decoder:
             )
 
     def _drop(self, reason: DropReason, sequences: list[int]) -> None:
+        known = min(self._known, len(sequences))
+        self._known -= known
+        sequences = sequences[known:]
         if sequences:
             self._say(DropMessage(reason, tuple(sequences)))
 
@@ -195,11 +274,20 @@ def main(parent: int, connection_fd: int, memory_fd: int) -> None:
     try:
         decoder.run()
         connection.send_bytes(Event(ENDED, {}).pack())
-    except (av.error.FFmpegError, MemoryError, ValueError) as error:
-        found = "It needs more memory than it may have." if isinstance(error, MemoryError) else str(error)
-        if isinstance(error, av.error.FFmpegError):
-            found = f"FFmpeg cannot go on ({describe_av_error(error)})."
-        connection.send_bytes(Event(FAILED, {"found": found}).pack())
+    except (av.error.FFmpegError, MemoryError, ValueError, StreamError) as error:
+        # what is in a file does not change, so what it cannot do now it will never do
+        failed = Event(FAILED, {"found": _explain(error), "is_final": job.is_file})
+        connection.send_bytes(failed.pack())
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, StreamError):
+        return error.found
+    if isinstance(error, MemoryError):
+        return "It needs more memory than it may have."
+    if isinstance(error, av.error.FFmpegError):
+        return f"FFmpeg cannot go on ({describe_av_error(error)})."
+    return str(error)
 
 
 def _limit_memory(allowed_bytes: int) -> None:

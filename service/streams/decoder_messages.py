@@ -22,7 +22,7 @@ _UNIT = struct.Struct(">Qd?")
 _RELEASE = struct.Struct(">I")
 _FRAME = struct.Struct(">QIQIIddddd")
 _NUMBER = struct.Struct(">Q")
-_REASONS = (DropReason.SUPERSEDED, DropReason.BEHIND, DropReason.UNDECODABLE)
+_REASONS = (DropReason.SUPERSEDED, DropReason.BEHIND, DropReason.UNDECODABLE, DropReason.AWAITING_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,8 @@ class Job:
 
     `codec` names a bitstream whose units come as messages; otherwise the decoder opens `url` with `options`. A live job
     keeps up with its source: `behind_s` is how late it may be before it skips to a key frame; None decodes everything.
-    `is_paced` plays a file at the speed of its clock. `memory_bytes` is what it may allocate.
+    `is_file` reads a local file, `is_paced` at the speed of its clock, `is_looped` over and over; the first `skip`
+    units of it were accounted for by a decoder before this one. `memory_bytes` is what it may allocate.
     """
 
     input_height: int
@@ -44,7 +45,10 @@ class Job:
     codec: str = ""
     url: str = ""
     options: dict[str, str] | None = None
+    is_file: bool = False
     is_paced: bool = False
+    is_looped: bool = False
+    skip: int = 0
 
     def pack(self) -> bytes:
         """The message that starts a decoder."""

@@ -16,11 +16,14 @@ class Restarts:
         self._healthy_s = healthy_s
         self.failures = 0
 
-    def fail(self, lived_s: float) -> float | None:
-        """Seconds to wait before the next attempt, after one that lived `lived_s`; None: give up."""
+    def fail(self, lived_s: float, *, is_patient: bool = False) -> float | None:
+        """Seconds to wait before the next attempt, after one that lived `lived_s`; None: give up.
+
+        A patient source is never given up: it is tried at the longest pause for as long as it takes.
+        """
         if lived_s >= self._healthy_s:
             self.failures = 0
         self.failures += 1
         if self.failures > self._cap:
-            return None
+            return self._most_s if is_patient else None
         return float(min(self._most_s, self._first_s * 2 ** (self.failures - 1)))

@@ -1,4 +1,4 @@
-"""Mutated bitstreams against a real service; `python -m tests.soak.mutated_streams` does the same ten thousand times."""
+"""Mutated bitstreams against a real service; `python -m tests.soak.mutated_streams` does it ten thousand times."""
 
 from __future__ import annotations
 

@@ -86,6 +86,18 @@ class UnavailableError(SurgsegError):
     status = 503
 
 
+class OverloadedError(SurgsegError):
+    """One more stream would break the promise to those already served; `retry_after_s` is when to try again."""
+
+    slug = "overloaded"
+    title = "The service has no room for this stream now"
+    status = 503
+
+    def __init__(self, found: str, expected: str, remedy: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(found, expected, remedy)
+        self.retry_after_s = retry_after_s
+
+
 class StreamError(SurgsegError):
     """A stream ended because of its own content or source; other streams do not notice."""
 

@@ -113,7 +113,8 @@ class Frame:
     """A picture that is ready for the model: `canvas_hwc` uint8 RGB at the model's input size.
 
     `sequence` counts the frames received on the stream, from 1. `deadline_at` is the monotonic instant after
-    which nobody wants its mask; None means it may wait for ever.
+    which nobody wants its mask; None means it may wait for ever. `cost_s` is the processor time of decoding and
+    fitting it.
     """
 
     stream_id: str
@@ -124,6 +125,7 @@ class Frame:
     captured_at_us: int = 0
     pts_s: float | None = None
     deadline_at: float | None = None
+    cost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     viewer_timeout_s: PositiveSeconds = Field(
         30.0, description="how long a viewer may take nothing while masks wait for it"
     )
+    admission: bool = Field(True, description="refuse a stream that would make the others late")
     every_depth: Positive = Field(4, description="frames under way at once on a mode=every stream")
     probe_interval_s: PositiveSeconds = Field(5.0, description="idle time before the golden picture is run")
     ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")

@@ -16,7 +16,13 @@ import cv2
 import numpy as np
 
 from service.contract.geometry import Image
-from service.errors import InvalidPictureError, InvalidRequestError, StreamError, SurgsegError
+from service.errors import (
+    InvalidPictureError,
+    InvalidRequestError,
+    OverloadedError,
+    StreamError,
+    SurgsegError,
+)
 
 PROTOCOL_VERSION = 1
 Codec = Literal["jpeg", "png", "h264", "hevc"]
@@ -158,7 +164,7 @@ def unpack_event(message: str) -> dict[str, Any]:
 
 def describe_error(error: SurgsegError) -> dict[str, Any]:
     """The fields that an `error` event and a problem document share."""
-    return {
+    fields = {
         "slug": error.slug,
         "title": error.title,
         "status": error.status,
@@ -167,6 +173,9 @@ def describe_error(error: SurgsegError) -> dict[str, Any]:
         "expected": error.expected,
         "remedy": error.remedy,
     }
+    if isinstance(error, OverloadedError):
+        fields["retry_after_s"] = round(error.retry_after_s, 1)
+    return fields
 
 
 def rebuild_error(fields: Mapping[str, Any]) -> SurgsegError:
@@ -176,7 +185,10 @@ def rebuild_error(fields: Mapping[str, Any]) -> SurgsegError:
     detail = str(fields.get("detail") or fields.get("title") or f"The service answered {dict(fields)}.")
     found = str(fields.get("found") or detail)
     expected = str(fields.get("expected") or "a request that the service accepts")
-    return kind(found, expected, str(fields.get("remedy") or "Read the service's log."))
+    remedy = str(fields.get("remedy") or "Read the service's log.")
+    if kind is OverloadedError:
+        return OverloadedError(found, expected, remedy, float(fields.get("retry_after_s") or 5.0))
+    return kind(found, expected, remedy)
 
 
 _KINDS: dict[str, type[SurgsegError]] = {kind.slug: kind for kind in SurgsegError.__subclasses__()}

@@ -20,6 +20,7 @@ from service.telemetry import Telemetry
 
 # A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
 GOLDEN_AGREEMENT = 0.999
+_COST_RUNS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class BackendInfo:
     name: str
     precision: str
     batch_sizes: tuple[int, ...]
+    frame_cost_s: float
+    """Processor time of one frame's inference, over all threads, measured at start when nothing else runs."""
 
 
 class Engine:
@@ -89,10 +92,18 @@ class Engine:
             batch_nhwc = np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
             for batch_size in backend.batch_sizes:
                 self._run_golden(backend, batch_nhwc, batch_size)
-            self._opened.set_result(BackendInfo(backend.name, backend.precision, backend.batch_sizes))
+            cost_s = self._measure_cost(backend, batch_nhwc)
+            self._opened.set_result(BackendInfo(backend.name, backend.precision, backend.batch_sizes, cost_s))
             self._serve(backend, batch_nhwc)
         finally:
             backend.close()
+
+    def _measure_cost(self, backend: Backend, batch_nhwc: np.ndarray) -> float:
+        batch_size = backend.batch_sizes[0]
+        used_s = time.process_time()
+        for _ in range(_COST_RUNS):
+            self._run_golden(backend, batch_nhwc, batch_size)
+        return (time.process_time() - used_s) / _COST_RUNS / batch_size
 
     def _serve(self, backend: Backend, batch_nhwc: np.ndarray) -> None:
         limit = backend.batch_sizes[-1]

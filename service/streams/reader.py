@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from service.contract.geometry import FitRule, fit_image, plan_fit
 from service.contract.model_card import InputSize
@@ -55,6 +56,7 @@ def take_over(fitted: FittedFrame, *, stream_id: str, sequence: int, wait_limit_
         captured_at_us=fitted.captured_at_us,
         pts_s=fitted.pts_s,
         deadline_at=None if wait_limit_s is None else fitted.arrived_at + wait_limit_s,
+        cost_s=fitted.cost_s,
     )
 
 
@@ -88,6 +90,7 @@ class Reader:
 
     def run(self) -> None:
         """Offer every frame of the source. Raises what the source raises."""
+        used_s = time.thread_time()
         for picture in self._source.frames():
             sequence = self._number() if picture.sequence is None else picture.sequence
             try:
@@ -95,7 +98,8 @@ class Reader:
             except BaseException:
                 self._on_broken(sequence)
                 raise
-            self._offer(frame)
+            spent_s, used_s = time.thread_time() - used_s, time.thread_time()
+            self._offer(replace(frame, cost_s=frame.cost_s + spent_s))
 
     def _prepare(self, picture: DecodedFrame | FittedFrame, sequence: int) -> Frame:
         stream_id, wait_limit_s = self._stream_id, self._wait_limit_s

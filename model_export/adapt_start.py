@@ -42,16 +42,18 @@ class Start:
     bundle: Bundle | None = None
 
     def apply(self, recipe: Recipe, kept: Collection[str]) -> Recipe:
-        """The recipe with this start; of a bundle also with its classes, size and fit, but for the keys in `kept`.
+        """The recipe with this start and its network.
 
-        What is trained further should run as fast as what is in service, so the bundle's size goes before the recipe's.
+        Of a bundle also with its size and fit, except for the keys in `kept`: what is trained further should run as
+        fast as what is in service. And with its classes, unless the recipe names classes.
         """
         values: dict[str, Any] = {"init_from": str(self.checkpoint), "network": self.network}
         if self.bundle is not None:
             card = self.bundle.card
-            own = {"classes": card.classes, "input_size": card.input_size, "fit": card.fit}
-            kept = {*kept, *(("classes",) if "classes" in recipe.model_fields_set else ())}
+            own = {"input_size": card.input_size, "fit": card.fit}
             values |= {key: value for key, value in own.items() if key not in kept}
+            if "classes" not in recipe.model_fields_set:
+                values["classes"] = card.classes
             # a run resumes only with the recipe it began with, and so only from the bundle it began with
             values["description"] = f"{recipe.description} Starts from {self.name}.".lstrip()
         return recipe.model_copy(update=values)

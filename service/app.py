@@ -192,6 +192,7 @@ class _Server(uvicorn.Server):
         app = self.config.app
         assert isinstance(app, FastAPI)
         app.state.pipeline.refuse_new()
+        app.state.pipeline.drain_pulled()
         app.state.draining.set()
         timeout_s = app.state.settings.drain_timeout_s + 1.0 if self.failure is None else _FAREWELL_S
         ends_at = time.monotonic() + timeout_s

@@ -38,6 +38,18 @@ async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) 
     return body
 
 
+async def read_json(request: Request, max_body_bytes: int, timeout_s: float) -> bytes:
+    """The body of a request that is to be JSON, as it came. Raises as `read_picture` does."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _read_body(request, max_body_bytes)
+    except TimeoutError as error:
+        found = f"The body had not arrived after {timeout_s:g} s."
+        raise InvalidRequestError(found, "a JSON object", "Send it again.") from error
+    except ClientDisconnect as error:
+        raise InvalidRequestError("The client left.", "a JSON object", "Send it again.") from error
+
+
 async def _read_body(request: Request, max_body_bytes: int) -> bytes:
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > max_body_bytes:

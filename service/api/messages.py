@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from service.contract.model_card import ModelCard
 from service.errors import SurgsegError
 from service.frames import Timeline
-from service.pipeline.live_stream import PushedStream
+from service.pipeline.live_stream import LiveStream
 from service.pipeline.subscription import Answer
 from service.streams.decoded_video import StreamState
 from service.wire import PROTOCOL_VERSION, MaskHeader, describe_error, pack_event, pack_mask
@@ -19,7 +19,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 _MAX_REASON_BYTES = 123  # what a WebSocket close frame has room for
 
 
-def pack_answer(answer: Answer, stream: PushedStream, mask_format: str, skipped: int) -> bytes:
+def pack_answer(answer: Answer, stream: LiveStream, mask_format: str, skipped: int) -> bytes:
     """The binary message of one mask; `received` and `dropped` are the stream's counts of this instant."""
     frame = answer.segmented.frame
     header = MaskHeader(
@@ -37,7 +37,7 @@ def pack_answer(answer: Answer, stream: PushedStream, mask_format: str, skipped:
     return pack_mask(header, answer.payload)
 
 
-def pack_ready(card: ModelCard, stream: PushedStream, mask_format: str) -> str:
+def pack_ready(card: ModelCard, stream: LiveStream, mask_format: str) -> str:
     """The first event of a stream: who answers, with what classes, at what size, and on what terms."""
     return pack_event(
         "ready",

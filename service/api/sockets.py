@@ -1,4 +1,4 @@
-"""WebSocket `/v1/stream`: pictures in, masks out."""
+"""WebSockets `/v1/stream`, pictures in, masks out, and `/v1/streams/{id}/masks`, masks of a pulled stream."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service.api.messages import pack_error, shorten_reason
 from service.api.stream_session import StreamSession
+from service.api.viewer_session import ViewerSession
 from service.contract.masks import MASK_FORMATS, MaskFormat
-from service.errors import InvalidRequestError, SurgsegError, UnavailableError
+from service.errors import InvalidRequestError, NotFoundError, SurgsegError, UnavailableError
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
+from service.pipeline.pulled_stream import PulledStream
 from service.wire import CODECS, MODES
 
 router = APIRouter()
@@ -35,11 +37,7 @@ class StreamOptions:
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> StreamOptions:
         """Raises InvalidRequestError that lists what is supported."""
-        for name in query:
-            if name not in _PARAMETERS:
-                raise InvalidRequestError(
-                    f"There is no parameter {name!r}.", f"some of {', '.join(_PARAMETERS)}", "Leave it out."
-                )
+        _check_names(query, _PARAMETERS)
         codec = _choose(query, "codec", "jpeg", CODECS)
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)
@@ -59,9 +57,29 @@ async def stream(websocket: WebSocket) -> None:
             codec=options.codec,
             mask_format=options.mask_format,
             mode=options.mode,
-            draining=websocket.app.state.draining,
-            drain_timeout_s=websocket.app.state.settings.drain_timeout_s,
         )
+    except SurgsegError as error:
+        await _refuse(websocket, error)
+        return
+    await session.run()
+
+
+@router.websocket("/v1/streams/{stream_id}/masks")
+async def watch(websocket: WebSocket, stream_id: str) -> None:
+    """Masks of a stream that `POST /v1/streams` has opened; accepted and refused as above."""
+    await websocket.accept()
+    pipeline: Pipeline = websocket.app.state.pipeline
+    try:
+        _check_names(websocket.query_params, ("mask",))
+        mask_format = cast(MaskFormat, _choose(websocket.query_params, "mask", "png", MASK_FORMATS))
+        found = pipeline.find_stream(stream_id)
+        if not isinstance(found, PulledStream):
+            raise NotFoundError(
+                f"Stream {stream_id!r} is pushed, and its masks go to who pushes it.",
+                "the id of a stream that POST /v1/streams has opened",
+                "See GET /v1/streams.",
+            )
+        session = ViewerSession(websocket, pipeline, found, mask_format)
     except SurgsegError as error:
         await _refuse(websocket, error)
         return
@@ -70,7 +88,7 @@ async def stream(websocket: WebSocket) -> None:
 
 async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:
     code = INTERNAL_ERROR
-    if isinstance(error, InvalidRequestError):
+    if isinstance(error, InvalidRequestError | NotFoundError):
         code = POLICY_VIOLATION
     elif isinstance(error, UnavailableError):
         code = TRY_AGAIN_LATER
@@ -79,6 +97,14 @@ async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:
         await websocket.close(code, shorten_reason(error.found))
     except WebSocketDisconnect:
         pass  # it did not wait for the answer
+
+
+def _check_names(query: Mapping[str, str], allowed: tuple[str, ...]) -> None:
+    for name in query:
+        if name not in allowed:
+            raise InvalidRequestError(
+                f"There is no parameter {name!r}.", f"some of {', '.join(allowed)}", "Leave it out."
+            )
 
 
 def _choose(query: Mapping[str, str], name: str, default: str, allowed: tuple[str, ...]) -> str:

@@ -41,6 +41,11 @@ class Ledger:
             return dict(self._dropped)
 
     @property
+    def fps(self) -> float:
+        """Masks per second, as in the metrics."""
+        return self._meter.measure_fps()
+
+    @property
     def pending(self) -> int:
         """Frames that were received and are neither segmented nor dropped yet."""
         with self._lock:

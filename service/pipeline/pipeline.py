@@ -7,20 +7,24 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 from service.backends.base import Backend
 from service.contract.bundle import Bundle
-from service.errors import UnavailableError
+from service.errors import NotFoundError, UnavailableError
 from service.pipeline.engine import BackendInfo, Engine
 from service.pipeline.image_requests import ImageRequests
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
-from service.pipeline.live_stream import PushCallbacks, PushedStream
+from service.pipeline.live_stream import LiveStream
 from service.pipeline.publisher import Audience, Publisher
+from service.pipeline.pulled_stream import PulledStream
+from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
 from service.streams.decoded_video import DecoderTerms
 from service.streams.decoder_process import DecoderPool
+from service.streams.pull_targets import PullTarget
 from service.streams.reader import Reader
 from service.telemetry import IMAGES_LABEL, Telemetry
 from service.wire import VIDEO_CODECS
@@ -28,6 +32,13 @@ from service.wire import VIDEO_CODECS
 _STARTING = "The model is being loaded."
 _ENDING = "The service is shutting down."
 _FAILED = "The inference engine has failed."
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    stream_id: str
+    label: str
+    ledger: Ledger
 
 
 class Pipeline:
@@ -73,7 +84,7 @@ class Pipeline:
             reconnect_s=settings.reconnect_s,
         )
         self._lock = threading.Lock()
-        self._streams: dict[str, PushedStream] = {}
+        self._streams: dict[str, LiveStream] = {}
         self._free_slots = set(range(1, settings.max_streams + 1))
         self._numbers = itertools.count(1)
         self._refusal: str | None = _STARTING
@@ -102,10 +113,19 @@ class Pipeline:
         if self._refusal is not None:
             raise UnavailableError(self._refusal, "a service that is ready", "Try again in a moment.")
 
-    def streams(self) -> tuple[PushedStream, ...]:
+    def streams(self) -> tuple[LiveStream, ...]:
         """The open streams, the oldest first."""
         with self._lock:
             return tuple(self._streams.values())
+
+    def find_stream(self, stream_id: str) -> LiveStream:
+        """An open stream. Raises NotFoundError."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            raise NotFoundError(
+                f"There is no stream {stream_id!r}.", "the id of an open stream", "See GET /v1/streams."
+            )
+        return stream
 
     def open_pushed(
         self,
@@ -114,16 +134,13 @@ class Pipeline:
         callbacks: PushCallbacks,
     ) -> PushedStream:
         """Open a stream for a client that pushes frames; see PushedStream. Raises UnavailableError."""
-        self.check_open()
-        slot = self._take_slot()
-        stream_id = f"stream-{next(self._numbers)}"
-        meter = self._telemetry.meter_stream(str(slot))
+        place = self._take_place()
         stream = PushedStream(
-            stream_id=stream_id,
-            label=str(slot),
+            stream_id=place.stream_id,
+            label=place.label,
             codec=codec,
             mode=mode,
-            ledger=Ledger(meter, on_settled=lambda: self._forget(stream_id, slot)),
+            ledger=place.ledger,
             room=self._room,
             callbacks=callbacks,
         )
@@ -131,10 +148,26 @@ class Pipeline:
             stream.attach_video(self._decoders, self._decoder_terms, self.bundle.card.fit)
         else:
             stream.attach_pictures(self._settings.max_pixels)
-        self._room.add_stream(stream_id, mode, self._settings.every_depth if mode is Mode.EVERY else 1)
-        with self._lock:
-            self._streams[stream_id] = stream
-        stream.start(self._make_reader(stream).run)
+        self._begin(stream)
+        return stream
+
+    def open_pulled(
+        self, target: PullTarget, mode: Mode, *, name: str = "", is_looped: bool = False
+    ) -> PulledStream:
+        """Open a stream that the service fetches from `target`; see PulledStream. Raises UnavailableError."""
+        place = self._take_place()
+        stream = PulledStream(
+            stream_id=place.stream_id,
+            label=place.label,
+            name=name,
+            mode=mode,
+            target=target,
+            max_viewers=self._settings.max_viewers,
+            ledger=place.ledger,
+            room=self._room,
+        )
+        stream.attach(self._decoders, self._decoder_terms, self.bundle.card.fit, is_looped=is_looped)
+        self._begin(stream)
         return stream
 
     def warm_decoders(self) -> None:
@@ -144,6 +177,12 @@ class Pipeline:
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
         self._refusal = _ENDING
+
+    def drain_pulled(self) -> None:
+        """Fetch no more frames; each pulled stream closes when it is answered and its viewers have left."""
+        for stream in self.streams():
+            if isinstance(stream, PulledStream):
+                stream.drain()
 
     def stop(self, timeout_s: float) -> bool:
         """Close every stream, then engine and publisher; False when a thread did not end in time."""
@@ -173,7 +212,15 @@ class Pipeline:
             fit_rule=card.fit,
         )
 
-    def _make_reader(self, stream: PushedStream) -> Reader:
+    def _begin(self, stream: LiveStream) -> None:
+        self._room.add_stream(
+            stream.id, stream.mode, self._settings.every_depth if stream.mode is Mode.EVERY else 1
+        )
+        with self._lock:
+            self._streams[stream.id] = stream
+        stream.start(self._make_reader(stream).run)
+
+    def _make_reader(self, stream: LiveStream) -> Reader:
         return Reader(
             stream.source,
             stream_id=stream.id,
@@ -193,17 +240,36 @@ class Pipeline:
         owner = self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
         owner.drop(drop)
 
-    def _take_slot(self) -> int:
+    def _take_place(self) -> _Place:
+        self.check_open()
+        slot = self._take_slot()
+        if slot is None:
+            self._close_an_ended_stream()
+            slot = self._take_slot()
+        if slot is None:
+            raise UnavailableError(
+                f"{self._settings.max_streams} streams are open.",
+                f"at most {self._settings.max_streams} at once",
+                "Close a stream, or raise SURGSEG_MAX_STREAMS.",
+            )
+        stream_id = f"stream-{next(self._numbers)}"
+        meter = self._telemetry.meter_stream(str(slot))
+        ledger = Ledger(meter, on_settled=lambda: self._forget(stream_id, slot))
+        return _Place(stream_id, str(slot), ledger)
+
+    def _take_slot(self) -> int | None:
         with self._lock:
-            if not self._free_slots:
-                raise UnavailableError(
-                    f"{self._settings.max_streams} streams are open.",
-                    f"at most {self._settings.max_streams} at once",
-                    "Close a stream, or raise SURGSEG_MAX_STREAMS.",
-                )
-            slot = min(self._free_slots)
-            self._free_slots.remove(slot)
+            slot = min(self._free_slots, default=None)
+            if slot is not None:
+                self._free_slots.remove(slot)
             return slot
+
+    def _close_an_ended_stream(self) -> None:
+        """A stream that has ended is listed until somebody needs its place."""
+        for stream in self.streams():
+            if isinstance(stream, PulledStream) and stream.is_over:
+                stream.close()
+                return
 
     def _forget(self, stream_id: str, slot: int) -> None:
         with self._lock:

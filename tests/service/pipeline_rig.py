@@ -15,8 +15,8 @@ import numpy as np
 from service.contract.bundle import Bundle
 from service.errors import SurgsegError
 from service.pipeline.latest_frames import Mode
-from service.pipeline.live_stream import PushCallbacks, PushedStream
 from service.pipeline.pipeline import Pipeline
+from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.subscription import Subscription
 from service.settings import Settings
 from service.streams.decoded_video import StreamState

@@ -92,14 +92,12 @@ def test_fps_counts_the_masks_of_the_last_seconds_and_falls_to_zero() -> None:
 @given(put=st.lists(st.booleans(), max_size=30))
 def test_a_live_mailbox_keeps_the_newest_and_counts_the_rest(put: list[bool]) -> None:
     skipped: list[int] = []
-    mailbox = Subscription(
-        "png", Mode.LATEST, notify=lambda: None, on_skipped=lambda: skipped.append(1), on_taken=pytest.fail
-    )
+    mailbox = Subscription("png", Mode.LATEST, notify=lambda: None, on_skipped=lambda: skipped.append(1))
     sequence = taken = 0
     for is_put in put:
         if is_put:
             sequence += 1
-            mailbox.put(make_answer(sequence))
+            mailbox.put(make_answer(sequence), pytest.fail)
         elif (answer := mailbox.take()) is not None:
             taken += 1
             assert answer.segmented.frame.sequence == sequence
@@ -110,15 +108,26 @@ def test_a_live_mailbox_keeps_the_newest_and_counts_the_rest(put: list[bool]) ->
 
 def test_a_lossless_mailbox_keeps_all_in_order_and_tells_of_each_one_taken() -> None:
     taken: list[int] = []
-    mailbox = Subscription(
-        "png", Mode.EVERY, notify=lambda: None, on_skipped=pytest.fail, on_taken=lambda: taken.append(1)
-    )
+    mailbox = Subscription("png", Mode.EVERY, notify=lambda: None, on_skipped=pytest.fail)
     for sequence in range(5):
-        mailbox.put(make_answer(sequence))
+        mailbox.put(make_answer(sequence), lambda: taken.append(1))
     answers = [mailbox.take() for _ in range(5)]
     assert [answer.segmented.frame.sequence for answer in answers if answer] == list(range(5))
     assert mailbox.take() is None
     assert len(taken) == 5
+
+
+def test_a_lossless_mailbox_that_is_closed_lets_go_of_what_was_left_and_of_what_still_comes() -> None:
+    let_go: list[int] = []
+    told: list[int] = []
+    mailbox = Subscription("png", Mode.EVERY, notify=lambda: told.append(1), on_skipped=pytest.fail)
+    mailbox.put(make_answer(1), lambda: let_go.append(1))
+    mailbox.close()
+    mailbox.put(make_answer(2), lambda: let_go.append(2))
+    mailbox.close()
+    assert let_go == [1, 2]
+    assert told == [1]
+    assert mailbox.take() is None
 
 
 def test_an_offer_to_a_full_lossless_stream_waits_until_one_is_finished() -> None:

@@ -16,7 +16,7 @@ from service.contract.bundle import open_bundle
 from service.contract.masks import decode_mask
 from service.frames import DropReason
 from service.pipeline.latest_frames import Mode
-from service.pipeline.live_stream import PushedStream
+from service.pipeline.pushed_stream import PushedStream
 from service.pipeline.subscription import Answer, Subscription
 from service.streams.decoded_video import StreamState
 from service.streams.pushed_video import PushedVideo

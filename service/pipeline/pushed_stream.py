@@ -1,0 +1,131 @@
+"""A stream whose frames a client pushes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from service.contract.geometry import FitRule
+from service.errors import StreamError, SurgsegError
+from service.frames import DropReason
+from service.pipeline.latest_frames import Mode
+from service.pipeline.ledger import Ledger
+from service.pipeline.live_stream import LiveStream
+from service.pipeline.waiting_room import WaitingRoom
+from service.streams.decoded_video import DecoderTerms, StreamState
+from service.streams.decoder_process import DecoderPool
+from service.streams.pushed import PushedPicture, PushedPictures
+from service.streams.pushed_video import PushedVideo
+
+
+@dataclass(frozen=True, slots=True)
+class PushCallbacks:
+    """What the owner of a pushed stream is told. Every one may be called in any thread.
+
+    `on_lost(sequence, error)`: a frame gave no mask for a reason that its sender should know; `on_room`: a lossless
+    stream may push again, once for each push; `on_failure`: the stream cannot go on; `on_state(state, reason)`.
+    """
+
+    on_lost: Callable[[int, SurgsegError], None]
+    on_room: Callable[[], None]
+    on_failure: Callable[[SurgsegError], None]
+    on_state: Callable[[StreamState, str], None]
+
+
+class PushedStream(LiveStream):
+    """A stream of frames that one client pushes. Any thread may call any method.
+
+    One of `attach_pictures` and `attach_video` comes first, then `start`.
+    """
+
+    source: PushedPictures | PushedVideo
+
+    def __init__(
+        self,
+        *,
+        stream_id: str,
+        label: str,
+        codec: str,
+        mode: Mode,
+        ledger: Ledger,
+        room: WaitingRoom,
+        callbacks: PushCallbacks,
+    ) -> None:
+        super().__init__(stream_id=stream_id, label=label, mode=mode, ledger=ledger, room=room)
+        self._codec = codec
+        self._callbacks = callbacks
+
+    @property
+    def origin(self) -> str:
+        return "pushed"
+
+    @property
+    def codec(self) -> str:
+        return self._codec
+
+    @property
+    def state(self) -> tuple[str, str]:
+        if isinstance(self.source, PushedVideo):
+            return self.source.state.value, self.source.reason
+        return StreamState.RUNNING.value, ""
+
+    def attach_pictures(self, max_pixels: int) -> None:
+        """Take in pictures that need nothing but themselves to be decoded."""
+        self.source = PushedPictures(
+            codec=self.codec,
+            max_pixels=max_pixels,
+            is_lossless=self.mode is Mode.EVERY,
+            on_undecodable=lambda picture, error: self.lose(picture.sequence, DropReason.UNDECODABLE, error),
+            on_room=self._callbacks.on_room,
+        )
+
+    def attach_video(self, pool: DecoderPool, terms: DecoderTerms, fit_rule: FitRule) -> None:
+        """Take in access units, for a decoder process of `pool`."""
+        self.source = PushedVideo(
+            pool,
+            terms,
+            codec=self.codec,
+            fit_rule=fit_rule,
+            is_lossless=self.mode is Mode.EVERY,
+            on_lost=self.lose,
+            on_room=self._callbacks.on_room,
+            on_state=self._callbacks.on_state,
+        )
+
+    def push(self, data: bytes, captured_at_us: int) -> int:
+        """Take in one encoded picture that has arrived now; gives its sequence number. Never blocks.
+
+        Raises BufferError when the stream is lossless and `on_room` has not been called since the last push.
+        """
+        sequence = self.ledger.receive()
+        picture = PushedPicture(sequence, captured_at_us, time.monotonic(), data)
+        unwanted = self.source.push(picture)
+        if unwanted is not None:
+            is_newest = unwanted.sequence == sequence
+            self.ledger.drop(DropReason.CLOSED if is_newest else DropReason.SUPERSEDED)
+        return sequence
+
+    def fail(self, error: BaseException) -> None:
+        """See `LiveStream.fail`; the owner is told, and closes it."""
+        self._callbacks.on_failure(self._explain(error))
+
+    def close(self) -> None:
+        """See `LiveStream.close`."""
+        self._close_mailboxes()
+        self.source.close()
+        for drop in self._room.remove_stream(self.id):
+            self.drop(drop)
+        for _ in self.source.unread():
+            self.ledger.drop(DropReason.CLOSED)
+        self.ledger.close()
+
+    def lose(self, sequence: int, reason: DropReason, error: SurgsegError | None) -> None:
+        """Count a frame that gave no picture; its sender is told where it is to blame, or where none may be lost."""
+        self.ledger.drop(reason)
+        if error is None and self.mode is Mode.EVERY:
+            error = StreamError(
+                f"Frame {sequence} is lost ({reason.value}).", "a picture", "Send it again if it matters."
+            )
+        if error is not None:
+            self._callbacks.on_lost(sequence, error)

@@ -81,6 +81,18 @@ def fit_image(image_hwc: Image, fit: Fit, out: Image | None = None) -> Image:
     return canvas
 
 
+def fit_reduced(image_hwc: Image, fit: Fit) -> Image:
+    """As `fit_image`, for a picture that was decoded at a fraction of its size, not smaller than where it is to lie."""
+    height, width = image_hwc.shape[:2]
+    if height < fit.height or width < fit.width:
+        raise ValueError(f"the picture is {width} x {height}, and shall be {fit.width} x {fit.height}")
+    canvas = np.zeros((fit.canvas_height, fit.canvas_width, 3), np.uint8)
+    crop_canvas(canvas, fit)[...] = cv2.resize(
+        image_hwc, (fit.width, fit.height), interpolation=cv2.INTER_AREA
+    )
+    return canvas
+
+
 def fit_mask(mask_hw: Mask, fit: Fit) -> Mask:
     """Resize uint8 class ids `(H, W)` on to the canvas by nearest neighbour; outside the picture is 0."""
     _check_source(mask_hw, fit)

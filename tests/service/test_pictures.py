@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.contract.geometry import crop_canvas, fit_image, plan_fit
+from service.contract.model_card import InputSize
 from service.errors import InvalidPictureError, PayloadTooLargeError
-from service.streams.pictures import PictureHeader, decode_picture, read_header
+from service.streams.pictures import PictureHeader, decode_fitted, decode_picture, read_header
 
 MAX_PIXELS = 1_000_000
 
@@ -170,3 +173,61 @@ def test_a_flipped_byte_gives_a_picture_or_one_of_our_errors(at: int, value: int
         except (InvalidPictureError, PayloadTooLargeError):
             continue
         assert image_hwc.ndim == 3
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "scale"),
+    [
+        (1920, 1080, 4),
+        (1281, 721, 2),
+        (767, 431, 1),
+        (768, 448, 2),
+        (6144, 3584, 8),
+        (300, 200, 1),
+        (1080, 1920, 8),
+    ],
+)
+def test_a_large_jpeg_is_decoded_smaller_and_lies_where_it_would(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int, scale: int
+) -> None:
+    size = InputSize(height=224, width=384)
+    rng = np.random.default_rng(0)
+    image_hwc = cv2.resize(
+        rng.integers(0, 256, (24, 32, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
+    )
+    data = cv2.imencode(".jpg", image_hwc[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    decoded: list[tuple[int, ...]] = []
+    imdecode = cv2.imdecode
+
+    def watch(*arguments: Any) -> Any:
+        decoded.append(imdecode(*arguments).shape)
+        return imdecode(*arguments)
+
+    monkeypatch.setattr(cv2, "imdecode", watch)
+    canvas_hwc, fit, _ = decode_fitted(data, size, "letterbox", max_pixels=10**8)
+    assert decoded == [(-(-height // scale), -(-width // scale), 3)]
+    assert fit == plan_fit(height, width, size)
+    expected_hwc = fit_image(decode_picture(data, max_pixels=10**8), fit)
+    apart = np.abs(canvas_hwc.astype(int) - expected_hwc)
+    assert apart.mean() < (2.5 if scale > 1 else 1e-9)
+    content = crop_canvas(canvas_hwc, fit).shape[0] * crop_canvas(canvas_hwc, fit).shape[1]
+    assert (canvas_hwc.sum(axis=2) == 0).sum() >= 224 * 384 - content
+
+
+def test_a_png_is_never_decoded_smaller() -> None:
+    image_hwc = np.random.default_rng(0).integers(0, 256, (448, 768, 3), dtype=np.uint8)
+    size = InputSize(height=224, width=384)
+    canvas_hwc, fit, _ = decode_fitted(
+        encode(image_hwc[:, :, ::-1], ".png"), size, "letterbox", max_pixels=10**8
+    )
+    np.testing.assert_array_equal(canvas_hwc, fit_image(image_hwc, fit))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_truncated_large_jpeg_is_refused_as_a_small_one_is(share: float) -> None:
+    image_hwc = np.random.default_rng(0).integers(0, 256, (900, 1600, 3), dtype=np.uint8)
+    data = cv2.imencode(".jpg", image_hwc)[1].tobytes()
+    with pytest.raises(InvalidPictureError, match="end marker"):
+        decode_fitted(
+            data[: int(len(data) * share)], InputSize(height=224, width=384), "letterbox", max_pixels=10**8
+        )

@@ -9,24 +9,21 @@ from pydantic import Field
 from torch import Tensor
 
 from training.averaged_networks import TwoNetworks, TwoNetworksOptions
-from training.config import Share, ShareBelowOne, Weight
+from training.config import Share, Weight
+from training.labeled_loss import LabeledLossOptions, labeled_losses
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
-from training.losses.segmentation import cross_entropy, soft_dice
 from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
 
 
-class CrossPseudoSupervisionOptions(TwoNetworksOptions):
+class CrossPseudoSupervisionOptions(TwoNetworksOptions, LabeledLossOptions):
     """`cross_weight` (the paper's lambda) is reached after `ramp_steps`.
 
     `cutmix` is the share of unlabeled pictures that get a box of another one. `learn_from` is the view of an unlabeled
     picture that the networks learn on; their pseudo labels are always made on the weak one.
     """
 
-    cross_entropy_weight: Weight = 1.0
-    dice_weight: Weight = 1.0
-    label_smoothing: ShareBelowOne = 0.0
     cross_weight: Weight = 1.5
     ramp_steps: Annotated[int, Field(ge=0)] = 500
     cutmix: Share = 0.5
@@ -55,18 +52,18 @@ class CrossPseudoSupervision(TwoNetworks):
         }
         images_nchw, visible_nhw, boxes_nhw = self._unlabeled_pictures(unlabeled)
         cross_weight = self.options.cross_weight * ramp_up(step, self.options.ramp_steps)
-        weighted: dict[str, tuple[float, Tensor]] = {}
+        losses: dict[str, Tensor] = {}
         for name, other in (("first", "second"), ("second", "first")):
             # together, so that BatchNorm's statistics are those of labeled and unlabeled pictures alike
             logits_nchw = self.networks[name](torch.cat([batch.images_nchw, images_nchw]))
             labeled, learned = logits_nchw.tensor_split([len(batch.images_nchw)])
-            labels = PseudoLabels(*(mix(values, boxes_nhw) for values in labels_of[other]))
-            ce = cross_entropy(labeled, batch.targets_nhw, self.options.label_smoothing)
-            cross = pseudo_label_cross_entropy(learned, labels, visible_nhw)
-            weighted[f"cross_entropy_{name}"] = (self.options.cross_entropy_weight, ce)
-            weighted[f"dice_{name}"] = (self.options.dice_weight, soft_dice(labeled, batch.targets_nhw))
-            weighted[f"cross_{name}"] = (cross_weight, cross)
-        return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
+            terms = labeled_losses(labeled, batch.targets_nhw, self.options)
+            losses |= {f"{term}_{name}": loss for term, loss in terms.items()}
+            if cross_weight > 0:
+                labels = PseudoLabels(*(mix(values, boxes_nhw) for values in labels_of[other]))
+                cross = pseudo_label_cross_entropy(learned, labels, visible_nhw)
+                losses[f"cross_{name}"] = cross_weight * cross
+        return losses
 
     def _unlabeled_pictures(self, unlabeled: UnlabeledBatch) -> tuple[Tensor, Tensor, Tensor]:
         """The mixed pictures to learn on, what is visible in them, and the boxes that were mixed."""

@@ -12,13 +12,14 @@ from torch import Tensor
 from training.averaged_networks import AverageOptions, OneNetwork
 from training.config import Share, ShareBelowOne, Weight
 from training.ema import WeightAverage
+from training.labeled_loss import LabeledLossOptions, labeled_losses
 from training.losses.consistency import CONSISTENCIES
-from training.losses.segmentation import IGNORED, cross_entropy, soft_dice
+from training.losses.segmentation import IGNORED
 from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
 
 
-class MeanTeacherOptions(AverageOptions):
+class MeanTeacherOptions(AverageOptions, LabeledLossOptions):
     """`consistency` is `squared` (the paper's) or `cross_entropy` against the teacher's probabilities.
 
     Pixels of which the teacher is less sure than `threshold` do not count. `doubt` > 0 also leaves a labeled background
@@ -27,9 +28,6 @@ class MeanTeacherOptions(AverageOptions):
     """
 
     average_decay: Annotated[float, Field(gt=0, lt=1)] = 0.998  # never 0: the average is the teacher
-    cross_entropy_weight: Weight = 1.0
-    dice_weight: Weight = 1.0
-    label_smoothing: ShareBelowOne = 0.0
     consistency: Literal["squared", "cross_entropy"] = "cross_entropy"
     consistency_weight: Weight = 1.0
     threshold: ShareBelowOne = 0.0
@@ -57,17 +55,12 @@ class MeanTeacher(OneNetwork):
         taught_nchw = self._teach(unlabeled)
         counted_nhw = unlabeled.visible_nhw[0] & (taught_nchw.amax(dim=1) >= options.threshold)
         targets_nhw = self._doubt_labels(batch) if options.doubt else batch.targets_nhw
-        consistency = CONSISTENCIES[options.consistency](logits_nchw[labeled:], taught_nchw, counted_nhw)
-        weight = options.consistency_weight * ramp_up(step, options.ramp_steps)
-        terms = {
-            "cross_entropy": options.cross_entropy_weight
-            * cross_entropy(logits_nchw[:labeled], targets_nhw, options.label_smoothing),
-            "dice": options.dice_weight * soft_dice(logits_nchw[:labeled], targets_nhw),
-            "consistency": weight * consistency,
-        }
-        used = {"cross_entropy": options.cross_entropy_weight, "dice": options.dice_weight}
-        used["consistency"] = options.consistency_weight
-        return {name: term for name, term in terms.items() if used[name] > 0}
+        losses = labeled_losses(logits_nchw[:labeled], targets_nhw, options)
+        if options.consistency_weight:
+            consistency = CONSISTENCIES[options.consistency](logits_nchw[labeled:], taught_nchw, counted_nhw)
+            weight = options.consistency_weight * ramp_up(step, options.ramp_steps)
+            losses["consistency"] = weight * consistency
+        return losses
 
     @torch.no_grad()
     def _teach(self, unlabeled: UnlabeledBatch) -> Tensor:

@@ -10,22 +10,19 @@ from torch import Tensor
 
 from training.averaged_networks import AverageOptions, OneNetwork
 from training.config import Share, ShareBelowOne, Weight
+from training.labeled_loss import LabeledLossOptions, labeled_losses
 from training.losses.cutmix import draw_boxes, mix
 from training.losses.pseudo_label import PseudoLabels, make_pseudo_labels, pseudo_label_cross_entropy
-from training.losses.segmentation import cross_entropy, soft_dice
 from training.method import Batch, UnlabeledBatch
 
 
-class UniMatchOptions(AverageOptions):
+class UniMatchOptions(AverageOptions, LabeledLossOptions):
     """`strong_weight` (the paper's mu) is shared by the two strong views, `feature_weight` is its lambda.
 
     Pixels whose pseudo label has a probability under `threshold` are not learned from. `feature_dropout` is the share
     of encoder channels that the feature stream loses, `cutmix` the share of strong pictures with a box of another one.
     """
 
-    cross_entropy_weight: Weight = 1.0
-    dice_weight: Weight = 1.0
-    label_smoothing: ShareBelowOne = 0.0
     strong_weight: Weight = 0.5
     feature_weight: Weight = 0.5
     threshold: Share = 0.95
@@ -63,16 +60,12 @@ class UniMatch(OneNetwork):
             stream for stream in self._streams(batch.require_unlabeled("unimatch")) if stream.weight > 0
         ]
         logits_nchw, *logits_of_streams = self._predict(batch.images_nchw, streams)
-        options = self.options
-        ce = cross_entropy(logits_nchw, batch.targets_nhw, options.label_smoothing)
-        weighted = {
-            "cross_entropy": (options.cross_entropy_weight, ce),
-            "dice": (options.dice_weight, soft_dice(logits_nchw, batch.targets_nhw)),
-        }
+        losses = labeled_losses(logits_nchw, batch.targets_nhw, self.options)
+        threshold = self.options.threshold
         for stream, logits in zip(streams, logits_of_streams, strict=True):
-            loss = pseudo_label_cross_entropy(logits, stream.labels, stream.visible_nhw, options.threshold)
-            weighted[stream.name] = (stream.weight, loss)
-        return {name: weight * loss for name, (weight, loss) in weighted.items() if weight > 0}
+            loss = pseudo_label_cross_entropy(logits, stream.labels, stream.visible_nhw, threshold)
+            losses[stream.name] = stream.weight * loss
+        return losses
 
     def _streams(self, unlabeled: UnlabeledBatch) -> list[_Stream]:
         """The feature stream on the weak view and a stream for each strong view."""

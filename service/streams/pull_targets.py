@@ -24,7 +24,8 @@ _SAFE = re.compile(
     r"[!-\[\]-~]*"
 )  # printable ASCII without blank and backslash, which parsers read differently
 _MOST_CHARACTERS = 2048
-_PROBE_US = 2_000_000  # of stream time that may be looked at before the first picture
+# what is looked at before the first picture: 2 s at most, and no frames just to learn how many come in a second
+_PROBE = {"analyzeduration": "2000000", "fpsprobesize": "0"}
 _MOST_DELAY_US = 100_000  # how long packets that come out of order are waited for
 
 
@@ -118,7 +119,7 @@ def _plan_rtsp(parts: SplitResult, port: int | None, transport: str) -> PullTarg
         "allowed_media_types": "video",
         "protocol_whitelist": f"rtp,tcp,udp{secure}",
         "max_delay": str(_MOST_DELAY_US),
-        "analyzeduration": str(_PROBE_US),
+        **_PROBE,
     }
     place = _join_host(parts, port) + parts.path
     secret = parts.netloc.rpartition("@")[0]
@@ -136,7 +137,7 @@ def _plan_udp(parts: SplitResult, port: int | None) -> PullTarget:
     options = {
         "protocol_whitelist": "udp",
         "overrun_nonfatal": "1",
-        "analyzeduration": str(_PROBE_US),
+        **_PROBE,
         **_bind(parts.hostname or ""),
     }
     url = f"udp://{_join_host(parts, port)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,12 +21,14 @@ from service.errors import InvalidRequestError
 from service.mask_stream import MaskMessage, MaskStream
 from service.output_files import make_folder, write_whole
 from service.streams.video import VideoFile
-from service.wire import CODECS, MODES, Codec, Mode
+from service.streams.video_units import VideoUnits
+from service.wire import CODECS, MODES, VIDEO_CODECS, Codec, Mode
 
-_PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 _RATE_WHEN_UNKNOWN = 25.0
 _LIVE_LINE_EVERY_S = 1.0
 
+File = TypeVar("File", VideoFile, VideoUnits)
 TimedPicture = tuple[float, Image | bytes]
 """When a picture is due, in seconds from the first, and the picture."""
 
@@ -91,16 +93,17 @@ def summarize(values: ArrayLike) -> dict[str, float]:
     """p50, p95, p99, p99.9 and the maximum; NaN where there is no value."""
     array = np.asarray(values, dtype=np.float64)
     if not array.size:
-        return dict.fromkeys(_PERCENTILES, float("nan"))
-    return {name: float(np.percentile(array, rank)) for name, rank in _PERCENTILES.items()}
+        return dict.fromkeys(PERCENTILES, float("nan"))
+    return {name: float(np.percentile(array, rank)) for name, rank in PERCENTILES.items()}
 
 
 def format_table(rows: dict[str, dict[str, float]]) -> str:
     """Rows of figures under their column names, aligned."""
     columns = list(next(iter(rows.values())))
-    lines = [f"{'ms':<16}" + "".join(f"{name:>9}" for name in columns)]
+    width = max(16, *(len(name) + 1 for name in rows))
+    lines = [f"{'ms':<{width}}" + "".join(f"{name:>9}" for name in columns)]
     for name, row in rows.items():
-        lines.append(f"{name:<16}" + "".join(f"{row[column]:9.2f}" for column in columns))
+        lines.append(f"{name:<{width}}" + "".join(f"{row[column]:9.2f}" for column in columns))
     return "\n".join(lines)
 
 
@@ -140,20 +143,17 @@ def push_pictures(
 
 def time_video(path: Path, fps: float | None, loops: int) -> Iterator[TimedPicture]:
     """A file's frames, `loops` times over, with the time each is due: its own timestamps', or every 1/fps."""
-    offset_s = 0.0
-    for _ in range(loops):
-        with VideoFile(path) as video:
-            step_s = 1 / (fps or float(video.average_rate or _RATE_WHEN_UNKNOWN))
-            first_s: float | None = None
-            due_s = offset_s - step_s
-            for frame in video.frames():
-                if fps is None and frame.pts_s is not None:
-                    first_s = frame.pts_s if first_s is None else first_s
-                    due_s = offset_s + frame.pts_s - first_s
-                else:
-                    due_s += step_s
-                yield due_s, frame.image_hwc
-            offset_s = due_s + step_s
+    return _pace(
+        lambda: VideoFile(path),
+        lambda video: ((frame.pts_s, frame.image_hwc) for frame in video.frames()),
+        fps,
+        loops,
+    )
+
+
+def time_units(path: Path, codec: str, fps: float | None, loops: int) -> Iterator[TimedPicture]:
+    """As `time_video`, with the access units of a file that holds `codec`: they are not decoded, and go as they are."""
+    return _pace(lambda: VideoUnits(path, codec), lambda video: video.units(), fps, loops)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -163,7 +163,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fps", type=float, help="frames a second; by default the file's own timestamps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write each mask here, named by its frame")
     parser.add_argument("--mode", choices=MODES, default="latest", help="latest (live) or every frame")
-    parser.add_argument("--codec", choices=CODECS, default="jpeg", help="how frames are sent (jpeg)")
+    parser.add_argument(
+        "--codec",
+        choices=CODECS,
+        default="jpeg",
+        help="how frames are sent: h264 and hevc as they lie in the file (jpeg)",
+    )
     parser.add_argument("--mask", choices=MASK_FORMATS, default="png", help="form of the masks (png)")
     parser.add_argument("--loop", type=int, default=1, metavar="N", help="play the file N times")
 
@@ -178,7 +183,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     codec, mask = cast(Codec, arguments.codec), cast(MaskFormat, arguments.mask)
     mode = cast(Mode, arguments.mode)
-    pictures = time_video(arguments.file, arguments.fps, arguments.loop)
+    if codec in VIDEO_CODECS:
+        _check_order(arguments.file, codec, mode)
+        pictures = time_units(arguments.file, codec, arguments.fps, arguments.loop)
+    else:
+        pictures = time_video(arguments.file, arguments.fps, arguments.loop)
     first = next(pictures)  # a file that cannot be read fails before a stream is opened
     with Client(arguments.url) as client, client.stream(codec=codec, mask=mask, mode=mode) as stream:
         report = push_pictures(
@@ -192,6 +201,39 @@ def run(arguments: argparse.Namespace) -> int:
         print(file=sys.stderr)
     print(report.table())
     return 0
+
+
+def _check_order(path: Path, codec: str, mode: Mode) -> None:
+    """Nothing on the wire says that a bitstream is over, so its decoder would keep the last reordered pictures."""
+    with VideoUnits(path, codec) as video:
+        if mode == "every" and video.is_reordered:
+            raise InvalidRequestError(
+                f"{path} reorders its pictures (B-frames), and --mode is every.",
+                "video without reordering, where no picture may be left out",
+                "Push its pictures with --codec jpeg, or use --mode latest.",
+            )
+
+
+def _pace(
+    open_file: Callable[[], File],
+    read: Callable[[File], Iterator[tuple[float | None, Image | bytes]]],
+    fps: float | None,
+    loops: int,
+) -> Iterator[TimedPicture]:
+    offset_s = 0.0
+    for _ in range(loops):
+        with open_file() as video:
+            step_s = 1 / (fps or float(video.average_rate or _RATE_WHEN_UNKNOWN))
+            first_s: float | None = None
+            due_s = offset_s - step_s
+            for at_s, item in read(video):
+                if fps is None and at_s is not None:
+                    first_s = at_s if first_s is None else first_s
+                    due_s = offset_s + at_s - first_s
+                else:
+                    due_s += step_s
+                yield due_s, item
+            offset_s = due_s + step_s
 
 
 def _mask_writer(out: Path) -> Callable[[MaskMessage], None]:

@@ -9,6 +9,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -16,8 +17,9 @@ from service import push
 from service.client import Client
 from service.contract.masks import from_png
 from service.errors import InvalidRequestError, StreamError
-from service.push import PushReport, format_table, push_pictures, summarize, time_video
+from service.push import PushReport, format_table, push_pictures, summarize, time_units, time_video
 from service.recording import VideoWriter
+from service.streams.access_units import inspect_unit
 from service.wire import encode_picture
 
 
@@ -25,6 +27,27 @@ def save_video(path: Path, times: list[float]) -> Path:
     with VideoWriter(path, Fraction(25)) as writer:
         for number, pts_s in enumerate(times):
             writer.write(np.full((96, 128, 3), 10 * number, np.uint8), pts_s)
+    return path
+
+
+def save_units(path: Path, codec: str, count: int = 20, *, reorders: bool = False) -> Path:
+    """A video of `codec` with a key frame every ten pictures, 25 a second."""
+    encoder = {"h264": "libx264", "hevc": "libx265", "mpeg4": "mpeg4"}[codec]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(encoder, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        stream.codec_context.gop_size = 10
+        options = {
+            "libx264": {"bf": "2" if reorders else "0"},
+            "libx265": {"x265-params": "bframes=0:log-level=0"},
+        }
+        stream.options = options.get(encoder, {})
+        for number in range(count):
+            image_hwc = np.full((96, 128, 3), 10 * number, np.uint8)
+            frame = av.VideoFrame.from_ndarray(image_hwc, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
     return path
 
 
@@ -112,3 +135,55 @@ def test_a_file_that_is_no_video_is_found_out_before_a_stream_is_opened(tmp_path
 
 def test_an_empty_report_still_prints() -> None:
     assert "out   0.0 fps" in PushReport().line()
+
+
+@pytest.mark.parametrize(("codec", "suffix"), [("h264", "mp4"), ("hevc", "mp4"), ("h264", "ts")])
+def test_access_units_leave_a_file_as_they_are_with_a_start_code_and_their_times(
+    tmp_path: Path, codec: str, suffix: str
+) -> None:
+    path = save_units(tmp_path / f"clip.{suffix}", codec)
+    timed = list(time_units(path, codec, None, 2))
+    assert [due_s for due_s, _ in timed] == pytest.approx([number / 25 for number in range(40)], abs=1e-3)
+    units = [unit for _, unit in timed if isinstance(unit, bytes)]
+    infos = [inspect_unit(unit, codec) for unit in units]
+    assert [number for number, info in enumerate(infos) if info.is_key] == [0, 10, 20, 30]
+    assert all(info.parameters for info in infos if info.is_key), "each key frame brings its parameter sets"
+    assert units[:20] == units[20:]
+    context = av.CodecContext.create(codec, "r")
+    decoded = [frame for unit in [*units[:20], None] for frame in context.decode(unit and av.Packet(unit))]
+    assert len(decoded) == 20
+
+
+def test_access_units_come_at_a_given_rate(tmp_path: Path) -> None:
+    path = save_units(tmp_path / "clip.mp4", "h264", 3)
+    assert [due_s for due_s, _ in time_units(path, "h264", 10, 1)] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_a_file_is_pushed_undecoded(server: Any, tmp_path: Path, capsys: Any) -> None:
+    path = save_units(tmp_path / "clip.mp4", "h264")
+    out = tmp_path / "masks"
+    options = ("--url", server.url, "--codec", "h264", "--mode", "every", "--out", str(out))
+    assert run(path, *options) == 0
+    assert "pushed 20" in capsys.readouterr().out
+    masks = {int(file.stem): from_png(file.read_bytes()).mean() for file in out.glob("*.png")}
+    assert sorted(masks) == list(range(1, 21))
+    # picture k has brightness 10 (k - 1), and the model of the small bundle is 1 above 127
+    assert all(masks[number] < 0.1 for number in range(1, 12))
+    assert all(masks[number] > 0.9 for number in range(16, 21))
+
+
+def test_a_file_of_another_codec_is_one_clear_error(tmp_path: Path) -> None:
+    path = save_units(tmp_path / "clip.mp4", "mpeg4")
+    with pytest.raises(InvalidRequestError, match="holds mpeg4") as raised:
+        run(path, "--codec", "h264")
+    assert "--codec jpeg" in raised.value.remedy
+    with pytest.raises(InvalidRequestError, match="holds h264"):
+        next(time_units(save_units(tmp_path / "other.mp4", "h264"), "hevc", None, 1))
+
+
+def test_reordered_pictures_cannot_all_be_waited_for(tmp_path: Path) -> None:
+    path = save_units(tmp_path / "clip.mp4", "h264", reorders=True)
+    with pytest.raises(InvalidRequestError, match="B-frames"):
+        run(path, "--codec", "h264", "--mode", "every")
+    dues = [due_s for due_s, _ in time_units(path, "h264", None, 1)]
+    assert dues == sorted(dues), "in the order of decoding"

@@ -14,7 +14,7 @@ _COMMANDS = {
     "serve": ("service.app", "run_server", "serve masks over HTTP and WebSocket"),
     "segment": ("service.offline", "run", "segment pictures, folders and videos without a service"),
     "stream": ("service.push", "run", "push a video file to a running service"),
-    "bench": ("service.benchmark", "run", "measure the pipeline on a real video"),
+    "bench": ("service.bench.command", "run", "measure the service: streams, pictures, scenarios"),
 }
 
 

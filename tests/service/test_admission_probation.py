@@ -75,6 +75,8 @@ def test_a_few_percent_over_the_limit_close_nobody() -> None:
     assert isinstance(desk.admit("new", claims), Admitted)
     desk.send("new", 10, 0.5)
     assert desk.run(20.0) == []
+    desk.send("new", 10, 1.0)
+    assert desk.run(20.0) == [], "it is established by now"
 
 
 def test_who_overloads_the_machine_as_probation_ends_goes_all_the_same() -> None:

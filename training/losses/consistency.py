@@ -1,8 +1,21 @@
-"""How far a network's prediction is from probabilities that a teacher gives for the same pixels."""
+"""The probabilities that a teacher gives, and how far a network's prediction is from them for the same pixels."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as functional
 from torch import Tensor
+
+
+@torch.no_grad()
+def teach(logits_nchw: Tensor, known_nhw: Tensor) -> Tensor:
+    """The probabilities `(N, C, H, W)`, float32 and without gradient, that a prediction teaches.
+
+    `known_nhw`, int64 `(N, H, W)`, are class ids; where it is not 0, that class is certain.
+    """
+    taught_nchw = logits_nchw.float().softmax(dim=1)
+    known_nchw = functional.one_hot(known_nhw, taught_nchw.shape[1]).movedim(-1, 1).to(taught_nchw.dtype)
+    return torch.where((known_nhw > 0).unsqueeze(1), known_nchw, taught_nchw)
 
 
 def squared_difference(logits_nchw: Tensor, taught_nchw: Tensor, counted_nhw: Tensor) -> Tensor:

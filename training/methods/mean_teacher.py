@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as functional
 from pydantic import Field
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from training.averaged_networks import AverageOptions, OneNetwork
 from training.config import Share, ShareBelowOne, Weight
 from training.ema import WeightAverage
 from training.labeled_loss import LabeledLossOptions, labeled_losses
-from training.losses.consistency import CONSISTENCIES
+from training.losses.consistency import CONSISTENCIES, teach
 from training.losses.segmentation import IGNORED
 from training.method import Batch, UnlabeledBatch
 from training.schedules import ramp_up
@@ -65,11 +64,7 @@ class MeanTeacher(OneNetwork):
     @torch.no_grad()
     def _teach(self, unlabeled: UnlabeledBatch) -> Tensor:
         """The teacher's probabilities for the weak view; certainty where pasted instruments are known."""
-        taught_nchw = self.teacher.average(unlabeled.weak_nchw).float().softmax(dim=1)
-        known_nchw = (
-            functional.one_hot(unlabeled.known_nhw, self.classes).movedim(-1, 1).to(taught_nchw.dtype)
-        )
-        return torch.where((unlabeled.known_nhw > 0).unsqueeze(1), known_nchw, taught_nchw)
+        return teach(self.teacher.average(unlabeled.weak_nchw), unlabeled.known_nhw)
 
     @torch.no_grad()
     def _doubt_labels(self, batch: Batch) -> Tensor:

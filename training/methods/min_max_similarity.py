@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 import torch
-import torch.nn.functional as functional
 from pydantic import Field
 from torch import Tensor, nn
 
 from service.errors import DataError
 from training.averaged_networks import TwoNetworks, TwoNetworksOptions
 from training.config import NetworkConfig, Weight
-from training.losses.consistency import CONSISTENCIES
+from training.losses.consistency import CONSISTENCIES, teach
 from training.losses.contrast import (
     Similarity,
     draw_positions,
@@ -120,17 +119,10 @@ class MinMaxSimilarity(TwoNetworks):
         return unlabeled.strong_nchw[0], unlabeled.visible_nhw[0]
 
     def _compare(self, logits: Pair, visible_nhw: Tensor, known_nhw: Tensor) -> Tensor:
-        """How far each network is from what the other says, the sum of both directions."""
-        first, second = (self._teach(maps, known_nhw) for maps in logits)
+        """How far each network is from what the other says, or from what is known; the sum of both directions."""
+        first, second = (teach(maps, known_nhw) for maps in logits)
         distance = CONSISTENCIES[self.options.consistency]
         return distance(logits[0], second, visible_nhw) + distance(logits[1], first, visible_nhw)
-
-    @torch.no_grad()
-    def _teach(self, logits_nchw: Tensor, known_nhw: Tensor) -> Tensor:
-        """Probabilities for the other network; certainty where pasted instruments are known."""
-        taught_nchw = logits_nchw.float().softmax(dim=1)
-        known_nchw = functional.one_hot(known_nhw, self.classes).movedim(-1, 1).to(taught_nchw.dtype)
-        return torch.where((known_nhw > 0).unsqueeze(1), known_nchw, taught_nchw)
 
     def _push_pictures_apart(self, logits: Pair) -> Tensor:
         options = self.options

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from service.errors import DataError
 from training.data.samples import Sample
+from training.registry import find_entry
 
 READERS = {
     "endovis2015_rigid": "training.data.endovis2015_rigid:read",
@@ -61,14 +60,10 @@ def read_entries(spec: str) -> Iterator[Sample | DataError]:
             "READER:PATH, for example folder:frames",
             f"Readers: {', '.join(READERS)}.",
         )
-    if name not in READERS:
-        near = difflib.get_close_matches(name, READERS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Use the folder reader for data of your own."
-        raise DataError(f"There is no reader {name!r}.", f"one of {', '.join(READERS)}", hint)
+    read = find_entry(READERS, "reader", name, "Use the folder reader for data of your own.")
     root = Path(path)
     if not root.is_dir() and not (name in FILE_READERS and root.is_file()):
         raise DataError(
             f"There is no folder {path}.", f"the root of {name}", "Check the path (docs/datasets.md)."
         )
-    module, function = READERS[name].split(":")
-    return iter(getattr(importlib.import_module(module), function)(root))
+    return iter(read(root))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from typing import Any
 
-from service.errors import DataError
 from training.config import NetworkConfig
 from training.method import Method
+from training.registry import find_entry
 
 METHODS = {
     "supervised": "training.methods.supervised:Supervised",
@@ -21,12 +19,7 @@ METHODS = {
 
 def find_method(name: str) -> type[Method]:
     """The class of a method. Raises DataError that names the nearest known one."""
-    if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Check [method] name in the recipe."
-        raise DataError(f"There is no method {name!r}.", f"one of {', '.join(METHODS)}", hint)
-    module, class_name = METHODS[name].split(":")
-    method_class: type[Method] = getattr(importlib.import_module(module), class_name)
+    method_class: type[Method] = find_entry(METHODS, "method", name, "Check [method] name in the recipe.")
     return method_class
 
 

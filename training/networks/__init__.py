@@ -6,12 +6,9 @@ feature maps from fine to coarse, `head(features, size)` turns them into logits,
 
 from __future__ import annotations
 
-import difflib
-import importlib
-
 from torch import nn
 
-from service.errors import DataError
+from training.registry import find_entry
 
 NETWORKS = {
     "edge": "training.networks.edge:EdgeNetwork",
@@ -21,14 +18,8 @@ NETWORKS = {
 
 def build_network(name: str, classes: int, options: dict[str, object] | None = None) -> nn.Module:
     """A freshly initialised network. `options` are the keyword arguments of its class."""
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
-        hint = f"Did you mean {near[0]}?" if near else "Check [network] name in the recipe."
-        raise DataError(f"There is no network {name!r}.", f"one of {', '.join(NETWORKS)}", hint)
-    module, class_name = NETWORKS[name].split(":")
-    network: nn.Module = getattr(importlib.import_module(module), class_name)(
-        classes=classes, **(options or {})
-    )
+    network_class = find_entry(NETWORKS, "network", name, "Check [network] name in the recipe.")
+    network: nn.Module = network_class(classes=classes, **(options or {}))
     return network
 
 

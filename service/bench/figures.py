@@ -44,6 +44,7 @@ def describe_run(
         "fps_answered": sum(record.answered for record in records) / max(seconds, 1e-9),
         "fairness": measure_fairness(records),
         "ms": measure_latency(well_behaved(records), counts.send, warm_up_s),
+        "p99_of_those_that_stayed_ms": _measure_stayed(records, warm_up_s),
         "p99_by_thirds_ms": [window["p99_ms"] for window in describe_windows(records, seconds, 3)],
         "windows": describe_windows(records, seconds, max(1, min(_WINDOWS, int(seconds)))),
         "client": {
@@ -162,7 +163,7 @@ def describe_usage(samples: Sequence[Sample], began_at: float, ended_at: float) 
             "service_processes": later.service.processes,
         }
         for earlier, later in pairwise(samples)
-        if began_at <= (earlier.at + later.at) / 2 <= ended_at
+        if began_at <= (earlier.at + later.at) / 2 and later.at <= ended_at
     ]
     memory = [float(entry["service_mib"]) for entry in series]
     cores = [float(entry["service_cores"]) for entry in series]
@@ -189,6 +190,13 @@ def compare_p99(phases: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, An
         }
         for runs, median in zip(phases, medians, strict=True)
     ]
+
+
+def _measure_stayed(records: Sequence[StreamRecord], warm_up_s: float) -> float:
+    """p99 of arrival to encoded, without the streams that the service ended."""
+    stayed = [record for record in well_behaved(records) if not record.ended]
+    values = [value for record in stayed for value in _take(record.encoded_ms, record, warm_up_s)]
+    return summarize(values)["p99"]
 
 
 def _take(values: Sequence[float], record: StreamRecord, warm_up_s: float) -> list[float]:

@@ -94,6 +94,8 @@ def _format_run(run: Mapping[str, Any]) -> list[str]:
         f"client: {client['cores']:.2f} cores, frames pushed late by p50 {late['p50']:.1f}, "
         f"p99 {late['p99']:.1f}, max {late['max']:.1f} ms"
     )
+    if run["ended_by_the_service"]:
+        lines.append(f"p99 of the streams that stayed: {run['p99_of_those_that_stayed_ms']:.1f} ms")
     lines.append(
         "p99 by thirds of the time: " + ", ".join(f"{value:.1f}" for value in run["p99_by_thirds_ms"])
     )

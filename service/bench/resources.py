@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 _PROC = Path("/proc")
@@ -59,6 +59,11 @@ class Sampler:
 
     def _take(self) -> None:
         service, client = measure_tree(self._service_pid), measure_tree(self._client_pid)
+        if self.samples:
+            # A child that ends while we look is for a moment in neither its own figures nor its parent's.
+            last = self.samples[-1]
+            service = replace(service, cpu_s=max(service.cpu_s, last.service.cpu_s))
+            client = replace(client, cpu_s=max(client.cpu_s, last.client.cpu_s))
         self.samples.append(Sample(time.monotonic(), service, client))
 
 

@@ -23,6 +23,7 @@ from service.bench.figures import (
     SENT,
     bound_sent,
     compare_p99,
+    describe_run,
     describe_usage,
     describe_windows,
     measure_latency,
@@ -30,7 +31,7 @@ from service.bench.figures import (
 from service.bench.memory_runs import measure_rate
 from service.bench.plot import choose_top, plot_runs
 from service.bench.pusher import damage
-from service.bench.records import Account, StreamRecord
+from service.bench.records import Account, PushResult, StreamRecord
 from service.bench.resources import Sample, Usage, find_listener, measure_tree
 from service.bench.scenarios import SCENARIOS, StreamSpec, adapt_scenario
 from service.bench.service_metrics import Histogram, ServiceCounts, read_counts
@@ -167,6 +168,19 @@ def test_latencies_leave_the_warm_up_out_and_windows_follow_the_time() -> None:
     windows = describe_windows([record], 4.0, 4)
     assert [window["fps_answered"] for window in windows] == [25, 25, 25, 25]
     assert [window["p50_ms"] for window in windows] == [12, 37, 62, 87]
+
+
+def test_a_run_s_figures_name_those_that_stayed_and_what_does_not_add_up() -> None:
+    evicted = make_record(100, 0, ended="The streams need more", encoded_ms=[500.0] * 100, account=None)
+    stayed = make_record(100, 0)
+    counts = ServiceCounts(200, 199, 0, {})
+    result = PushResult([stayed, evicted], began_at=0.0, elapsed_s=4.0, cpu_s=0.2)
+    run = describe_run(result, counts, [], 4.0, 0.0)
+    assert run["p99_of_those_that_stayed_ms"] == pytest.approx(98.01)
+    assert run["ms"][ENCODED]["p99"] == 500
+    assert (run["ended_by_the_service"], run["refused"], run["client"]["cores"]) == (1, 0, 0.05)
+    assert len(run["gaps"]) == 1
+    assert "1 that are nowhere" in run["gaps"][0]
 
 
 def test_phases_are_compared_by_the_median_of_their_rounds() -> None:

@@ -1,8 +1,9 @@
 """An RTSP server of real H.264: `/usr/bin/python3 rtsp_server.py UNITS FPS PORT`, with Debian's GStreamer.
 
-UNITS holds access units in Annex B form, each behind 4 bytes of its length; they are sent in turn, over and over, to
-whoever comes to rtsp://127.0.0.1:PORT/scope over TCP or UDP (port 0: a free one). With user:password as a further
-argument it asks for them. Prints the port when it listens. Run by Debian's Python, where GStreamer's bindings are.
+UNITS holds access units in Annex B form, each behind 4 bytes of its length, key frames with their parameter sets. They
+are sent in turn, over and over, to whoever comes to rtsp://127.0.0.1:PORT/scope over TCP or UDP (port 0: a free one).
+With user:password as a further argument it asks for them. Prints the port when it listens. Run by Debian's Python,
+where GStreamer's bindings are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - the versions 
 
 LAUNCH = (
     "( appsrc name=camera is-live=true do-timestamp=true format=time block=false "
-    "caps=video/x-h264,stream-format=byte-stream,alignment=au ! rtph264pay name=pay0 pt=96 config-interval=-1 )"
+    "caps=video/x-h264,stream-format=byte-stream,alignment=au ! rtph264pay name=pay0 pt=96 )"
 )
 
 

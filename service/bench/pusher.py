@@ -33,14 +33,15 @@ _MOST_FLIPS = 8
 
 def push(job: PushJob) -> PushResult:
     """Push every stream of a job to its end."""
-    gc.freeze()
-    return asyncio.run(_push_all(job))
+    with Client(job.url) as client:  # made now: it takes long enough to hold up frames
+        gc.freeze()
+        return asyncio.run(_push_all(job, client))
 
 
-async def _push_all(job: PushJob) -> PushResult:
+async def _push_all(job: PushJob, client: Client) -> PushResult:
     loop = asyncio.get_running_loop()
     begins_at = loop.time() + job.begins_in_s
-    streams = [_Stream(job, index, begins_at) for index in range(len(job.specs))]
+    streams = [_Stream(job, client, index, begins_at) for index in range(len(job.specs))]
     cpu_s = time.process_time()
     async with asyncio.TaskGroup() as group:
         for stream in streams:
@@ -56,8 +57,9 @@ async def _push_all(job: PushJob) -> PushResult:
 class _Stream:
     """One stream from its opening to its end, whatever its behaviour. asyncio's clock is time.monotonic."""
 
-    def __init__(self, job: PushJob, index: int, begins_at: float) -> None:
+    def __init__(self, job: PushJob, client: Client, index: int, begins_at: float) -> None:
         self._job = job
+        self._client = client
         self._spec = job.specs[index]
         self._index = index
         self._payloads = job.payloads[job.materials[index]]
@@ -201,14 +203,13 @@ class _Stream:
         """Wait until every frame is accounted for and every answer is here; keep the service's account."""
         loop = asyncio.get_running_loop()
         gives_up_at = loop.time() + _SETTLE_S
-        with Client(self._job.url) as client:
-            while not reader.done():
-                account = await asyncio.to_thread(_find_account, client, self._stream_id)
-                if account is not None:
-                    self.record.account = account
-                if self._is_settled() or loop.time() > gives_up_at:
-                    return
-                await asyncio.sleep(_LOOK_S)
+        while not reader.done():
+            account = await asyncio.to_thread(_find_account, self._client, self._stream_id)
+            if account is not None:
+                self.record.account = account
+            if self._is_settled() or loop.time() > gives_up_at:
+                return
+            await asyncio.sleep(_LOOK_S)
 
     def _is_settled(self) -> bool:
         record, account = self.record, self.record.account

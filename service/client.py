@@ -16,22 +16,20 @@
                 show(message.mask_hw, message.latency_ms)
 
 A stream receives in a thread of its own, so one thread of yours is enough, as above; pushing in one thread
-and iterating over the stream in another works too.
+and iterating over the stream in another works too. `open_pulled`, `masks` and `close_stream` are for streams that the
+service fetches itself, such as a camera's.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.sync.client import ClientConnection, connect
 
 from service.contract.geometry import Image, Mask
 from service.contract.masks import MaskFormat, decode_mask
@@ -42,8 +40,10 @@ from service.errors import (
     SurgsegError,
     UnavailableError,
 )
-from service.mask_stream import EventHandler, MaskStream
-from service.wire import Codec, Mode, encode_picture, rebuild_error, unpack_event
+from service.mask_receiver import EventHandler, MaskReceiver
+from service.mask_socket import connect_ready
+from service.mask_stream import MaskStream
+from service.wire import Codec, Mode, encode_picture, rebuild_error
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 
@@ -137,6 +137,48 @@ class Client:
             url, codec=codec, mode=mode, on_event=on_event, capacity=capacity, timeout_s=self._timeout_s
         )
 
+    def open_pulled(
+        self, url: str, *, mode: Mode = "latest", transport: str = "tcp", loop: bool = False, name: str = ""
+    ) -> dict[str, Any]:
+        """Have the service fetch a stream itself; gives what `streams` lists of it, with its `id` for `masks`.
+
+        `url` is rtsp://HOST/PATH, udp://ADDRESS:PORT or file:NAME, as the service's operator allows. Mode `every` and
+        `loop` are for files. The stream stays open until `close_stream`.
+        """
+        order = {"url": url, "mode": mode, "transport": transport, "loop": loop, "name": name}
+        opened: dict[str, Any] = _read_json(self._request("POST", "/v1/streams", json=order))
+        return opened
+
+    def masks(
+        self,
+        stream_id: str,
+        *,
+        mask: MaskFormat = "png",
+        on_event: EventHandler | None = None,
+        capacity: int = 64,
+    ) -> MaskReceiver:
+        """Watch a stream that the service fetches; use it as a context manager and iterate over it.
+
+        `on_event` and `capacity` are those of `stream`.
+        """
+        path = f"/v1/streams/{quote(stream_id, safe='')}/masks?{urlencode({'mask': mask})}"
+        url = self._stream_url + path
+        with connect_ready(url, capacity, self._timeout_s) as (socket, connection, ready):
+            return MaskReceiver(
+                socket,
+                connection.pop_all(),
+                ready,
+                url=url,
+                mode="every" if ready.get("mode") == "every" else "latest",
+                on_event=on_event,
+                capacity=capacity,
+                timeout_s=self._timeout_s,
+            )
+
+    def close_stream(self, stream_id: str) -> None:
+        """Have the service close a stream that it fetches."""
+        self._request("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
+
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **arguments)
@@ -154,15 +196,10 @@ class Client:
 def _open_stream(
     url: str, *, codec: Codec, mode: Mode, on_event: EventHandler | None, capacity: int, timeout_s: float
 ) -> MaskStream:
-    """Connect, and wait for the service's `ready`. Raises the error that it answers with instead."""
-    if capacity < 1:
-        raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
-    with ExitStack() as stack:
-        socket = _connect(stack, url, timeout_s)
-        ready = _read_ready(socket, url, timeout_s)
+    with connect_ready(url, capacity, timeout_s) as (socket, connection, ready):
         return MaskStream(
             socket,
-            stack.pop_all(),
+            connection.pop_all(),
             ready,
             url=url,
             codec=codec,
@@ -171,50 +208,6 @@ def _open_stream(
             capacity=capacity,
             timeout_s=timeout_s,
         )
-
-
-def _connect(stack: ExitStack, url: str, timeout_s: float) -> ClientConnection:
-    try:
-        return stack.enter_context(connect(url, open_timeout=timeout_s, compression=None, max_size=None))
-    except InvalidStatus as error:
-        raise _read_refusal(url, error) from error
-    except (OSError, WebSocketException) as error:
-        raise UnavailableError(
-            f"{url} does not answer ({error.__class__.__name__}: {error}).",
-            "a running surgseg service",
-            "Start it with `surgseg serve`, or check the address.",
-        ) from error
-
-
-def _read_ready(socket: ClientConnection, url: str, timeout_s: float) -> dict[str, Any]:
-    try:
-        message = socket.recv(timeout=timeout_s)
-    except (ConnectionClosed, TimeoutError) as error:
-        raise UnavailableError(
-            f"{url} did not say that it is ready ({error.__class__.__name__}).",
-            "a `ready` event",
-            "Check that it is a surgseg service, and its log.",
-        ) from error
-    event = unpack_event(message) if isinstance(message, str) else {"type": "a mask"}
-    if event["type"] == "error":
-        raise rebuild_error(event)
-    if event["type"] != "ready":
-        raise StreamError(f"{url} began with {event['type']}.", "a `ready` event", "Check its version.")
-    return event
-
-
-def _read_refusal(url: str, error: InvalidStatus) -> SurgsegError:
-    try:
-        problem = json.loads(error.response.body or b"")
-    except ValueError:
-        problem = None
-    if isinstance(problem, dict):
-        return rebuild_error(problem)
-    return StreamError(
-        f"{url} refused the stream with HTTP {error.response.status_code}.",
-        "a surgseg service that accepts it",
-        "Check the address and the service's log.",
-    )
 
 
 def _split_url(url: str) -> tuple[str, str]:

@@ -18,7 +18,8 @@ from service.client import Client
 from service.contract.geometry import Image
 from service.contract.masks import MASK_FORMATS, MaskFormat
 from service.errors import InvalidRequestError
-from service.mask_stream import MaskMessage, MaskStream
+from service.mask_receiver import MaskMessage
+from service.mask_stream import MaskStream
 from service.output_files import make_folder, write_whole
 from service.streams.video import VideoFile
 from service.streams.video_units import VideoUnits

@@ -19,7 +19,7 @@ from service.client import Client
 from service.contract.geometry import Image
 from service.contract.masks import MASK_FORMATS
 from service.errors import InvalidPictureError, InvalidRequestError, StreamError, UnavailableError
-from service.mask_stream import MaskMessage
+from service.mask_receiver import MaskMessage
 from service.wire import encode_picture
 
 

@@ -15,12 +15,14 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from service.client import Client
 from service.contract.geometry import crop_mask, fit_image, plan_fit
 from service.contract.masks import decode_mask
 from service.contract.model_card import InputSize
+from service.errors import ForbiddenError, NotFoundError
 from service.streams.video import read_video
 from service.wire import unpack_mask
-from tests.bitstreams import encode_codes
+from tests.bitstreams import encode_codes, read_code
 from tests.conftest import Server
 from tests.pulled_rig import (
     COUNT,
@@ -191,3 +193,35 @@ def test_a_password_is_used_and_never_shown(
     finally:
         server.stop()
     assert [line for line in puller.output if "sesame" in line] == []
+
+
+def test_the_client_opens_watches_and_closes_a_stream(puller: Server) -> None:
+    with Client(puller.url) as client:
+        opened = client.open_pulled("file:codes.mp4", mode="every", name="a recording")
+        assert opened in client.streams()
+        with client.masks(opened["id"], mask="rle", capacity=3) as masks:
+            time.sleep(0.3)
+            received = list(masks)
+        assert [message.sequence for message in received] == list(range(1, COUNT + 1))
+        assert [read_code(message.mask_hw) for message in received] == list(range(COUNT))
+        assert (masks.unread, received[-1].pts_s) == (0, pytest.approx((COUNT - 1) / FPS))
+        client.close_stream(opened["id"])
+        with pytest.raises(NotFoundError, match=opened["id"]):
+            client.close_stream(opened["id"])
+        with pytest.raises(NotFoundError, match=opened["id"]):
+            client.masks(opened["id"])
+        with pytest.raises(ForbiddenError, match="outside"):
+            client.open_pulled("file:../secret.mp4")
+
+
+def test_an_unread_live_mask_gives_way_and_a_closed_stream_ends_the_iteration(puller: Server) -> None:
+    with Client(puller.url) as client:
+        opened = client.open_pulled("file:codes.mp4", loop=True)
+        with client.masks(opened["id"], capacity=2) as masks:
+            time.sleep(0.5)
+            first = masks.receive()
+            assert first is not None
+            assert first.sequence > 2
+            assert masks.unread > 0
+            client.close_stream(opened["id"])
+            assert len(list(masks)) <= 2

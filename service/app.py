@@ -140,6 +140,8 @@ async def _start(
         sha256=pipeline.bundle.model_hash,
     )
     pipeline.warm_decoders()
+    # in a thread of its own: nobody has to wait for it, and until it knows something all are admitted
+    threading.Thread(target=pipeline.learn_costs, name="surgseg-calibration", daemon=True).start()
     _log.info("%s %s on %s, %s", card.name, card.version, backend.name, backend.precision)
     on_ready()
 

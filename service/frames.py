@@ -77,24 +77,18 @@ class Timeline:
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """A picture out of a source: `image_hwc` uint8 RGB at source size, `pts_s` its presentation time.
-
-    `sequence`, `captured_at_us` and `arrived_at` (monotonic seconds, when its bytes came) are there where the
-    source knows them, as pushed pictures do; otherwise the reader numbers and times the frame.
-    """
+    """A picture of a video file: `image_hwc` uint8 RGB at source size, `pts_s` its presentation time."""
 
     image_hwc: Image
     pts_s: float | None
-    sequence: int | None = None
-    captured_at_us: int = 0
-    arrived_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class FittedFrame:
-    """A picture out of a decoder process: `canvas_hwc` uint8 RGB at the model's size, placed there as `fit` says.
+    """A picture out of a source: `canvas_hwc` uint8 RGB at the model's size, placed there as `fit` says.
 
-    Instants are monotonic seconds; `sequence` as in DecodedFrame; `cost_s` is the processor time it took there.
+    Instants are monotonic seconds. `sequence` is there where the source numbers its frames, otherwise the reader does.
+    `cost_s` is processor time that it took in another process.
     """
 
     canvas_hwc: Image
@@ -105,7 +99,7 @@ class FittedFrame:
     arrived_at: float
     decoded_at: float
     prepared_at: float
-    cost_s: float
+    cost_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +124,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class SegmentedFrame:
-    """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's size, owned by the holder."""
+    """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's size, owned by the holder.
+
+    `cost_s` is the processor time of encoding it.
+    """
 
     frame: Frame
     canvas_mask_hw: Mask
+    cost_s: float = 0.0

@@ -20,8 +20,9 @@ from service.api.messages import (
     shorten_reason,
 )
 from service.contract.masks import MaskFormat
-from service.errors import SurgsegError, UnavailableError
+from service.errors import OverloadedError, SurgsegError, UnavailableError
 from service.frames import Stage
+from service.pipeline.latest_frames import Mode
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.subscription import Subscription
@@ -122,7 +123,10 @@ class MaskSession:
         await self._websocket.send_bytes(message)
         self._sending_since = None
         self._note_sent(answer.segmented.frame.sequence)
-        self._telemetry.observe_stage(Stage.SEND, time.monotonic() - answer.segmented.frame.timeline.ended_at)
+        sent_s = time.monotonic() - answer.segmented.frame.timeline.ended_at
+        self._telemetry.observe_stage(Stage.SEND, sent_s)
+        if self.stream.mode is Mode.LATEST:
+            self._pipeline.note_sent(sent_s)
         return True
 
     async def _send_text(self, event: str) -> None:
@@ -162,7 +166,8 @@ class MaskSession:
 
     async def _say_goodbye(self) -> None:
         if self._failure is not None:
-            code = TRY_AGAIN_LATER if isinstance(self._failure, UnavailableError) else INTERNAL_ERROR
+            is_temporary = isinstance(self._failure, UnavailableError | OverloadedError)
+            code = TRY_AGAIN_LATER if is_temporary else INTERNAL_ERROR
             await self._websocket.send_text(pack_error(self._failure, is_fatal=True))
             await self._websocket.close(code, shorten_reason(self._failure.found))
             return

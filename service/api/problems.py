@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -10,7 +11,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service.api.messages import answer_problem
-from service.errors import InvalidRequestError, SurgsegError, UnavailableError
+from service.errors import InvalidRequestError, OverloadedError, SurgsegError, UnavailableError
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,10 @@ def install_problem_handlers(app: FastAPI) -> None:
 
 async def _answer_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SurgsegError)
-    return answer_problem(error, {"Retry-After": "1"} if isinstance(error, UnavailableError) else None)
+    headers = {"Retry-After": "1"} if isinstance(error, UnavailableError) else {}
+    if isinstance(error, OverloadedError):
+        headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
+    return answer_problem(error, headers)
 
 
 async def _answer_validation(request: Request, error: Exception) -> Response:

@@ -12,15 +12,29 @@ from service.api.messages import pack_error, shorten_reason
 from service.api.stream_session import StreamSession
 from service.api.viewer_session import ViewerSession
 from service.contract.masks import MASK_FORMATS, MaskFormat
-from service.errors import InvalidRequestError, NotFoundError, SurgsegError, UnavailableError
+from service.errors import (
+    InvalidRequestError,
+    NotFoundError,
+    OverloadedError,
+    SurgsegError,
+    UnavailableError,
+)
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pulled_stream import PulledStream
+from service.pipeline.stream_terms import StreamTerms
 from service.wire import CODECS, MODES
 
 router = APIRouter()
 
-_PARAMETERS = ("codec", "mask", "mode")
+_NUMBERS: dict[str, tuple[float, float]] = {
+    "deadline_ms": (1, 60_000),
+    "priority": (0, 9),
+    "fps": (0.1, 1000.0),
+    "width": (1, 65_535),
+    "height": (1, 65_535),
+}
+_PARAMETERS = ("codec", "mask", "mode", *_NUMBERS)
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
@@ -32,7 +46,7 @@ class StreamOptions:
 
     codec: str
     mask_format: MaskFormat
-    mode: Mode
+    terms: StreamTerms
 
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> StreamOptions:
@@ -41,7 +55,17 @@ class StreamOptions:
         codec = _choose(query, "codec", "jpeg", CODECS)
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)
-        return cls(codec, cast(MaskFormat, mask_format), Mode(mode))
+        numbers = {name: _parse_number(query, name, *limits) for name, limits in _NUMBERS.items()}
+        deadline_ms, width, height = numbers["deadline_ms"], numbers["width"], numbers["height"]
+        terms = StreamTerms(
+            Mode(mode),
+            deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+            priority=int(numbers["priority"] or 0),
+            fps=numbers["fps"],
+            width=None if width is None else int(width),
+            height=None if height is None else int(height),
+        )
+        return cls(codec, cast(MaskFormat, mask_format), terms)
 
 
 @router.websocket("/v1/stream")
@@ -56,7 +80,7 @@ async def stream(websocket: WebSocket) -> None:
             pipeline,
             codec=options.codec,
             mask_format=options.mask_format,
-            mode=options.mode,
+            terms=options.terms,
         )
     except SurgsegError as error:
         await _refuse(websocket, error)
@@ -90,7 +114,7 @@ async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:
     code = INTERNAL_ERROR
     if isinstance(error, InvalidRequestError | NotFoundError):
         code = POLICY_VIOLATION
-    elif isinstance(error, UnavailableError):
+    elif isinstance(error, UnavailableError | OverloadedError):
         code = TRY_AGAIN_LATER
     try:
         await websocket.send_text(pack_error(error, is_fatal=True))
@@ -114,5 +138,24 @@ def _choose(query: Mapping[str, str], name: str, default: str, allowed: tuple[st
             f"The {name} is {value!r}.",
             f"one of {', '.join(allowed)}",
             f"Open the stream with ?{name}={default}.",
+        )
+    return value
+
+
+def _parse_number(query: Mapping[str, str], name: str, least: float, most: float) -> float | None:
+    """A number of the query, None where it is absent; whole where its limits are. Raises InvalidRequestError."""
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    is_whole = isinstance(least, int)
+    if not least <= value <= most or (is_whole and not value.is_integer()):
+        raise InvalidRequestError(
+            f"The {name} is {text!r}.",
+            f"a {'whole number' if is_whole else 'number'} from {least} to {most}",
+            "Change it, or leave it out.",
         )
     return value

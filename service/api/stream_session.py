@@ -16,6 +16,7 @@ from service.errors import InvalidRequestError, SurgsegError
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
+from service.pipeline.stream_terms import StreamTerms
 from service.wire import unpack_frame
 
 _MAX_WAITING_ERRORS = 32
@@ -32,8 +33,8 @@ class _Refusal:
 class StreamSession(MaskSession):
     """Frames in, masks out; the stream lives as long as its connection.
 
-    Raises UnavailableError when no stream may be opened. A lossless stream reads its next message only when the
-    decoder has taken the one before, so back-pressure reaches the sender through TCP.
+    Raises UnavailableError or OverloadedError when none may be opened. A lossless stream reads its next message only
+    when the decoder has taken the one before, so back-pressure reaches the sender through TCP.
     """
 
     stream: PushedStream
@@ -45,7 +46,7 @@ class StreamSession(MaskSession):
         *,
         codec: str,
         mask_format: MaskFormat,
-        mode: Mode,
+        terms: StreamTerms,
     ) -> None:
         super().__init__(websocket, pipeline, mask_format)
         self._sent = asyncio.Event()
@@ -54,7 +55,7 @@ class StreamSession(MaskSession):
         self._answered = 0
         self.stream = pipeline.open_pushed(
             codec,
-            mode,
+            terms,
             PushCallbacks(
                 on_lost=lambda sequence, error: self._call_soon(self._refuse, error, sequence),
                 on_room=lambda: self._call_soon(self._room.release),
@@ -62,7 +63,7 @@ class StreamSession(MaskSession):
                 on_state=lambda state, reason: self._call_soon(self._notice, state, reason),
             ),
         )
-        self.mailbox = self.stream.subscribe(mask_format, mode, lambda: self._call_soon(self._wake.set))
+        self.mailbox = self.stream.subscribe(mask_format, terms.mode, lambda: self._call_soon(self._wake.set))
 
     async def _receive(self) -> None:
         is_lossless = self.stream.mode is Mode.EVERY

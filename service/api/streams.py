@@ -16,6 +16,7 @@ from service.pipeline.latest_frames import Mode
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pulled_stream import PulledStream
+from service.pipeline.stream_terms import StreamTerms
 from service.settings import Settings
 from service.streams.pull_targets import PullRules
 
@@ -33,6 +34,24 @@ class StreamOrder(BaseModel):
     transport: Literal["tcp", "udp"] = Field("tcp", description="how RTSP brings its packets")
     loop: bool = False
     name: str = Field("", max_length=100, description="for people")
+    deadline_ms: int | None = Field(
+        None, ge=1, le=60_000, description="from a frame's arrival to its mask sent"
+    )
+    priority: int = Field(0, ge=0, le=9, description="streams of higher priority go first")
+    fps: float | None = Field(None, ge=0.1, le=1000, description="what the stream will have, if known")
+    width: int | None = Field(None, ge=1, le=65_535)
+    height: int | None = Field(None, ge=1, le=65_535)
+
+    def read_terms(self) -> StreamTerms:
+        """The order as the pipeline takes it."""
+        return StreamTerms(
+            Mode(self.mode),
+            deadline_s=None if self.deadline_ms is None else self.deadline_ms / 1000,
+            priority=self.priority,
+            fps=self.fps,
+            width=self.width,
+            height=self.height,
+        )
 
 
 class StreamInfo(BaseModel):
@@ -102,7 +121,7 @@ async def open_stream(request: Request, response: Response) -> StreamInfo:
             "Leave them out.",
         )
     stream = await asyncio.to_thread(
-        pipeline.open_pulled, target, Mode(order.mode), name=order.name, is_looped=order.loop
+        pipeline.open_pulled, target, order.read_terms(), name=order.name, is_looped=order.loop
     )
     response.headers["Location"] = f"/v1/streams/{stream.id}"
     return _describe(stream)

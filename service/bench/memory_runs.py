@@ -23,6 +23,7 @@ from service.errors import SurgsegError
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks
+from service.pipeline.stream_terms import StreamTerms
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.wire import Codec
@@ -121,7 +122,7 @@ class _PipelineLoop:
             on_failure=self._fail,
             on_state=lambda state, reason: None,
         )
-        stream = self._pipeline.open_pushed(codec, Mode.EVERY, callbacks)
+        stream = self._pipeline.open_pushed(codec, StreamTerms(Mode.EVERY), callbacks)
         mailbox = stream.subscribe("png", Mode.EVERY, answers.release)
         arrivals: list[float] = []
         is_over = threading.Event()

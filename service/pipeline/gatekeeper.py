@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from service.errors import OverloadedError
-from service.frames import SegmentedFrame, Stage
+from service.frames import SegmentedFrame
 from service.pipeline.admission import Admission, Admitted, Eviction
 from service.pipeline.processor_costs import Newcomer
 from service.pipeline.workers import Worker
@@ -47,6 +47,11 @@ class Gatekeeper:
         self._stopping.set()
         return self._worker.join(timeout_s)
 
+    def learn(self, codec: str, pixels: int, picture_s: float) -> None:
+        """Say beforehand what one picture of a codec costs, so that the first streams are not let in blindly."""
+        with self._lock:
+            self._admission.learn(codec, pixels, picture_s, self.mask_cost_s)
+
     def admit(self, stream_id: str, newcomer: Newcomer) -> None:
         """Let a stream in. Raises OverloadedError, which says when to try again."""
         with self._lock:
@@ -62,13 +67,12 @@ class Gatekeeper:
     def serve(self, segmented: SegmentedFrame) -> None:
         """A frame's mask has been encoded."""
         frame = segmented.frame
-        encode_s = frame.timeline.durations_s().get(Stage.ENCODE, 0.0)
         with self._lock:
             self._admission.serve(
                 frame.stream_id,
                 pixels=frame.fit.source_width * frame.fit.source_height,
                 picture_s=frame.cost_s,
-                mask_s=self.mask_cost_s + encode_s,
+                mask_s=self.mask_cost_s + segmented.cost_s,
                 latency_s=frame.timeline.total_s,
                 now=time.monotonic(),
             )

@@ -9,16 +9,16 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 
 from service.backends.base import available_cores
-from service.contract.geometry import FitRule, Image
+from service.contract.geometry import FitRule, Image, fit_image, plan_fit
 from service.contract.masks import MaskFormat
 from service.contract.model_card import InputSize
 from service.errors import UnavailableError
-from service.frames import DecodedFrame, DropReason, Frame, SegmentedFrame, Stage, Timeline
+from service.frames import DropReason, FittedFrame, Frame, SegmentedFrame, Stage, Timeline
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.waiting_room import WaitingRoom
 from service.streams.pictures import decode_picture
-from service.streams.reader import prepare_frame
+from service.streams.reader import take_over
 
 _GRACE_S = 10.0
 
@@ -135,12 +135,23 @@ class ImageRequests:
     def _decode(self, data: bytes, arrived_at: float, sequence: int) -> tuple[Image, Frame]:
         with self._decoders:
             image_hwc = decode_picture(data, max_pixels=self._max_pixels)
-            frame = prepare_frame(
-                DecodedFrame(image_hwc, None, arrived_at=arrived_at),
+            decoded_at = time.monotonic()
+            height, width = image_hwc.shape[:2]
+            fit = plan_fit(height, width, self._input_size, self._fit_rule)
+            fitted = FittedFrame(
+                canvas_hwc=fit_image(image_hwc, fit),
+                fit=fit,
+                pts_s=None,
+                sequence=sequence,
+                captured_at_us=0,
+                arrived_at=arrived_at,
+                decoded_at=decoded_at,
+                prepared_at=time.monotonic(),
+            )
+            frame = take_over(
+                fitted,
                 stream_id=self.lane_ids[sequence % len(self.lane_ids)],
                 sequence=sequence,
-                input_size=self._input_size,
-                fit_rule=self._fit_rule,
                 wait_limit_s=self._wait_limit_s,
             )
         return image_hwc, frame

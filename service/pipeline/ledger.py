@@ -13,12 +13,18 @@ class Ledger:
     """Counts of one stream since it began. Every method may be called from any thread.
 
     `received == segmented + sum(dropped) + pending` holds at every instant. `on_settled` is called once: when
-    the stream is closed and nothing of it is pending any more.
+    the stream is closed and nothing of it is pending any more; `on_received` for every frame that arrives.
     """
 
-    def __init__(self, meter: StreamMeter, on_settled: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        meter: StreamMeter,
+        on_settled: Callable[[], None],
+        on_received: Callable[[], None] = lambda: None,
+    ) -> None:
         self._meter = meter
         self._on_settled = on_settled
+        self._on_received = on_received
         self._lock = threading.Lock()
         self._received = 0
         self._segmented = 0
@@ -54,6 +60,7 @@ class Ledger:
     def receive(self) -> int:
         """Count a frame that has arrived; gives its sequence number, from 1."""
         self._meter.count_received()
+        self._on_received()
         with self._lock:
             self._received += 1
             return self._received

@@ -20,7 +20,7 @@ class LiveStream:
     """One open stream. Any thread may call any method.
 
     It keeps its place (and its label) until it is closed and every frame of it is accounted for. Subclasses know
-    where the frames come from; they have a `source` before `start`.
+    where the frames come from; they have a `source` before `start`. `on_served` is told of every mask that is encoded.
     """
 
     source: FrameSource
@@ -33,6 +33,7 @@ class LiveStream:
         mode: Mode,
         ledger: Ledger,
         room: WaitingRoom,
+        on_served: Callable[[SegmentedFrame], None],
     ) -> None:
         self.id = stream_id
         self.label = label
@@ -42,6 +43,7 @@ class LiveStream:
         self.picture_size: tuple[int, int] | None = None
         """Width and height of the last picture at its source, in pixels."""
         self._room = room
+        self._on_served = on_served
         self._lock = threading.Lock()
         self._subscriptions: tuple[Subscription, ...] = ()
         self._reader: Worker | None = None
@@ -91,6 +93,7 @@ class LiveStream:
     def deliver(self, segmented: SegmentedFrame, payloads: Mapping[MaskFormat, bytes]) -> None:
         """See `Audience.deliver`."""
         self.ledger.segment(segmented.frame.timeline)
+        self._on_served(segmented)
         with self._lock:
             receivers = [one for one in self._subscriptions if one.mask_format in payloads]
         holders = sum(one.mode is Mode.EVERY for one in receivers)

@@ -9,19 +9,24 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from service.backends.base import Backend
+from service.backends.base import Backend, available_cores
 from service.contract.bundle import Bundle
-from service.errors import NotFoundError, UnavailableError
+from service.errors import NotFoundError, OverloadedError, UnavailableError
+from service.frames import SegmentedFrame, Stage
 from service.pipeline.engine import BackendInfo, Engine
+from service.pipeline.gatekeeper import Gatekeeper
 from service.pipeline.image_requests import ImageRequests
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
+from service.pipeline.processor_costs import Newcomer
 from service.pipeline.publisher import Audience, Publisher
 from service.pipeline.pulled_stream import PulledStream
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
+from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
+from service.streams.calibration import measure_picture_costs
 from service.streams.decoded_video import DecoderTerms
 from service.streams.decoder_process import DecoderPool
 from service.streams.pull_targets import PullTarget
@@ -32,6 +37,7 @@ from service.wire import VIDEO_CODECS
 _STARTING = "The model is being loaded."
 _ENDING = "The service is shutting down."
 _FAILED = "The inference engine has failed."
+_ASSUMED_CODEC = "h264"  # what a pulled stream is taken for until it has been opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,7 @@ class Pipeline:
             probe_interval_s=settings.probe_interval_s,
             on_failure=self._fail,
         )
+        self._gatekeeper = Gatekeeper(available_cores(), settings.admission, self._evict, self._fail)
         self._decoders = DecoderPool()
         self._decoder_terms = DecoderTerms(
             input_size=bundle.card.input_size,
@@ -130,49 +137,65 @@ class Pipeline:
     def open_pushed(
         self,
         codec: str,
-        mode: Mode,
+        terms: StreamTerms,
         callbacks: PushCallbacks,
     ) -> PushedStream:
-        """Open a stream for a client that pushes frames; see PushedStream. Raises UnavailableError."""
-        place = self._take_place()
+        """Open a stream for a client that pushes frames; see PushedStream.
+
+        Raises UnavailableError, or OverloadedError where the others would suffer.
+        """
+        place = self._take_place(terms.describe(codec))
         stream = PushedStream(
             stream_id=place.stream_id,
             label=place.label,
             codec=codec,
-            mode=mode,
+            mode=terms.mode,
             ledger=place.ledger,
             room=self._room,
+            on_served=self._note_served,
             callbacks=callbacks,
         )
         if codec in VIDEO_CODECS:
             stream.attach_video(self._decoders, self._decoder_terms, self.bundle.card.fit)
         else:
-            stream.attach_pictures(self._settings.max_pixels)
-        self._begin(stream)
+            card = self.bundle.card
+            stream.attach_pictures(card.input_size, card.fit, self._settings.max_pixels)
+        self._begin(stream, terms)
         return stream
 
     def open_pulled(
-        self, target: PullTarget, mode: Mode, *, name: str = "", is_looped: bool = False
+        self, target: PullTarget, terms: StreamTerms, *, name: str = "", is_looped: bool = False
     ) -> PulledStream:
-        """Open a stream that the service fetches from `target`; see PulledStream. Raises UnavailableError."""
-        place = self._take_place()
+        """Open a stream that the service fetches from `target`; see PulledStream.
+
+        Raises UnavailableError, or OverloadedError where the others would suffer.
+        """
+        place = self._take_place(terms.describe(_ASSUMED_CODEC))
         stream = PulledStream(
             stream_id=place.stream_id,
             label=place.label,
             name=name,
-            mode=mode,
+            mode=terms.mode,
             target=target,
             max_viewers=self._settings.max_viewers,
             ledger=place.ledger,
             room=self._room,
+            on_served=self._note_served,
         )
         stream.attach(self._decoders, self._decoder_terms, self.bundle.card.fit, is_looped=is_looped)
-        self._begin(stream)
+        self._begin(stream, terms)
         return stream
 
     def warm_decoders(self) -> None:
-        """Start a decoder process ahead of the first stream that needs one."""
+        """Start the decoders' nursery ahead of the first stream that needs one."""
         self._decoders.start()
+
+    def learn_costs(self) -> None:
+        """Measure what pictures cost on this machine, for admission; takes a second or two."""
+        if self._settings.admission:
+            card = self.bundle.card
+            for cost in measure_picture_costs(card.input_size, card.fit):
+                self._gatekeeper.learn(cost.codec, cost.pixels, cost.seconds)
 
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
@@ -190,6 +213,7 @@ class Pipeline:
         for stream in self.streams():
             stream.close()
         self.images.close()
+        self._gatekeeper.stop(timeout_s)
         self._decoders.close()
         self._room.close()
         return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
@@ -197,6 +221,8 @@ class Pipeline:
     def _open(self, opened: Future[BackendInfo]) -> None:
         if opened.exception() is None and self._refusal == _STARTING:
             self.backend = opened.result()
+            self._gatekeeper.mask_cost_s = self.backend.frame_cost_s
+            self._gatekeeper.start()
             self._refusal = None
 
     def _make_image_requests(self) -> ImageRequests:
@@ -212,21 +238,28 @@ class Pipeline:
             fit_rule=card.fit,
         )
 
-    def _begin(self, stream: LiveStream) -> None:
-        self._room.add_stream(
-            stream.id, stream.mode, self._settings.every_depth if stream.mode is Mode.EVERY else 1
-        )
+    def note_sent(self, seconds: float) -> None:
+        """A live viewer has been sent an answer, so long after it was encoded."""
+        self._room.measure(Stage.SEND, seconds)
+
+    def _note_served(self, segmented: SegmentedFrame) -> None:
+        self._gatekeeper.serve(segmented)
+        for stage, seconds in segmented.frame.timeline.durations_s().items():
+            self._room.measure(stage, seconds)
+
+    def _begin(self, stream: LiveStream, terms: StreamTerms) -> None:
+        depth = self._settings.every_depth if terms.mode is Mode.EVERY else 1
+        self._room.add_stream(stream.id, terms.mode, depth, terms.priority)
         with self._lock:
             self._streams[stream.id] = stream
-        stream.start(self._make_reader(stream).run)
+        stream.start(self._make_reader(stream, terms).run)
 
-    def _make_reader(self, stream: LiveStream) -> Reader:
+    def _make_reader(self, stream: LiveStream, terms: StreamTerms) -> Reader:
+        deadline_s = terms.deadline_s or self._settings.deadline_s
         return Reader(
             stream.source,
             stream_id=stream.id,
-            input_size=self.bundle.card.input_size,
-            fit_rule=self.bundle.card.fit,
-            wait_limit_s=self._settings.deadline_s if stream.mode is Mode.LATEST else None,
+            wait_limit_s=deadline_s if terms.mode is Mode.LATEST else None,
             number=stream.ledger.receive,
             offer=stream.offer,
             on_broken=stream.drop_broken,
@@ -240,7 +273,7 @@ class Pipeline:
         owner = self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
         owner.drop(drop)
 
-    def _take_place(self) -> _Place:
+    def _take_place(self, newcomer: Newcomer) -> _Place:
         self.check_open()
         slot = self._take_slot()
         if slot is None:
@@ -253,8 +286,16 @@ class Pipeline:
                 "Close a stream, or raise SURGSEG_MAX_STREAMS.",
             )
         stream_id = f"stream-{next(self._numbers)}"
-        meter = self._telemetry.meter_stream(str(slot))
-        ledger = Ledger(meter, on_settled=lambda: self._forget(stream_id, slot))
+        try:
+            self._gatekeeper.admit(stream_id, newcomer)
+        except OverloadedError:
+            self._forget(stream_id, slot)
+            raise
+        ledger = Ledger(
+            self._telemetry.meter_stream(str(slot)),
+            on_settled=lambda: self._forget(stream_id, slot),
+            on_received=lambda: self._gatekeeper.receive(stream_id),
+        )
         return _Place(stream_id, str(slot), ledger)
 
     def _take_slot(self) -> int | None:
@@ -271,7 +312,13 @@ class Pipeline:
                 stream.close()
                 return
 
+    def _evict(self, stream_id: str, error: OverloadedError) -> None:
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.fail(error)
+
     def _forget(self, stream_id: str, slot: int) -> None:
+        self._gatekeeper.close(stream_id)
         with self._lock:
             self._streams.pop(stream_id, None)
             self._free_slots.add(slot)

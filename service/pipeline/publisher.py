@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from service.contract.geometry import crop_mask
@@ -60,6 +61,7 @@ class Publisher:
         frame = segmented.frame
         audience = self._find(frame.stream_id)
         mask_hw = crop_mask(segmented.canvas_mask_hw, frame.fit)
+        used_s = time.thread_time()
         payloads = {name: encode_mask(mask_hw, name) for name in audience.formats()}
         frame.timeline.mark(Stage.ENCODE, time.monotonic())
-        audience.deliver(segmented, payloads)
+        audience.deliver(replace(segmented, cost_s=time.thread_time() - used_s), payloads)

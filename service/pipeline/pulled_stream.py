@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from service.contract.geometry import FitRule
 from service.contract.masks import MaskFormat
 from service.errors import SurgsegError, UnavailableError
-from service.frames import Frame
+from service.frames import Frame, SegmentedFrame
 from service.pipeline.latest_frames import Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
@@ -60,8 +60,11 @@ class PulledStream(LiveStream):
         max_viewers: int,
         ledger: Ledger,
         room: WaitingRoom,
+        on_served: Callable[[SegmentedFrame], None],
     ) -> None:
-        super().__init__(stream_id=stream_id, label=label, mode=mode, ledger=ledger, room=room)
+        super().__init__(
+            stream_id=stream_id, label=label, mode=mode, ledger=ledger, room=room, on_served=on_served
+        )
         self.name = name
         self._target = target
         self._max_viewers = max_viewers

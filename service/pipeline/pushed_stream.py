@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from service.contract.geometry import FitRule
+from service.contract.model_card import InputSize
 from service.errors import StreamError, SurgsegError
-from service.frames import DropReason
+from service.frames import DropReason, SegmentedFrame
 from service.pipeline.latest_frames import Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
@@ -50,9 +51,12 @@ class PushedStream(LiveStream):
         mode: Mode,
         ledger: Ledger,
         room: WaitingRoom,
+        on_served: Callable[[SegmentedFrame], None],
         callbacks: PushCallbacks,
     ) -> None:
-        super().__init__(stream_id=stream_id, label=label, mode=mode, ledger=ledger, room=room)
+        super().__init__(
+            stream_id=stream_id, label=label, mode=mode, ledger=ledger, room=room, on_served=on_served
+        )
         self._codec = codec
         self._callbacks = callbacks
 
@@ -70,10 +74,12 @@ class PushedStream(LiveStream):
             return self.source.state.value, self.source.reason
         return StreamState.RUNNING.value, ""
 
-    def attach_pictures(self, max_pixels: int) -> None:
+    def attach_pictures(self, input_size: InputSize, fit_rule: FitRule, max_pixels: int) -> None:
         """Take in pictures that need nothing but themselves to be decoded."""
         self.source = PushedPictures(
             codec=self.codec,
+            input_size=input_size,
+            fit_rule=fit_rule,
             max_pixels=max_pixels,
             is_lossless=self.mode is Mode.EVERY,
             on_undecodable=lambda picture, error: self.lose(picture.sequence, DropReason.UNDECODABLE, error),

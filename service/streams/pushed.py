@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from service.contract.geometry import FitRule
+from service.contract.model_card import InputSize
 from service.errors import InvalidPictureError, PayloadTooLargeError, SurgsegError
-from service.frames import DecodedFrame
-from service.streams.pictures import decode_picture
+from service.frames import FittedFrame
+from service.streams.pictures import decode_fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +39,16 @@ class PushedPictures:
         self,
         *,
         codec: str,
+        input_size: InputSize,
+        fit_rule: FitRule,
         max_pixels: int,
         is_lossless: bool,
         on_undecodable: Callable[[PushedPicture, SurgsegError], None],
         on_room: Callable[[], None],
     ) -> None:
         self._codec = codec
+        self._input_size = input_size
+        self._fit_rule: FitRule = fit_rule
         self._max_pixels = max_pixels
         self._is_lossless = is_lossless
         self._on_undecodable = on_undecodable
@@ -65,17 +72,32 @@ class PushedPictures:
             self._changed.notify()
         return superseded
 
-    def frames(self) -> Iterator[DecodedFrame]:
+    def frames(self) -> Iterator[FittedFrame]:
         """See `FrameSource.frames`."""
         while (picture := self._wait()) is not None:
             if self._is_lossless:
                 self._on_room()
             try:
-                image_hwc = decode_picture(picture.data, max_pixels=self._max_pixels, codec=self._codec)
+                canvas_hwc, fit, decoded_at = decode_fitted(
+                    picture.data,
+                    self._input_size,
+                    self._fit_rule,
+                    max_pixels=self._max_pixels,
+                    codec=self._codec,
+                )
             except (InvalidPictureError, PayloadTooLargeError) as error:
                 self._on_undecodable(picture, error)
                 continue
-            yield DecodedFrame(image_hwc, None, picture.sequence, picture.captured_at_us, picture.arrived_at)
+            yield FittedFrame(
+                canvas_hwc=canvas_hwc,
+                fit=fit,
+                pts_s=None,
+                sequence=picture.sequence,
+                captured_at_us=picture.captured_at_us,
+                arrived_at=picture.arrived_at,
+                decoded_at=decoded_at,
+                prepared_at=time.monotonic(),
+            )
 
     def close(self) -> None:
         """See `FrameSource.close`. A picture that waits stays for `unread`."""

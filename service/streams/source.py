@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from service.frames import DecodedFrame, FittedFrame
+from service.frames import FittedFrame
 
 
 class FrameSource(Protocol):
-    """Pictures, decoded or fitted as well, one after the other. One reader thread iterates; any thread may close."""
+    """Pictures, decoded and fitted, one after the other. One reader thread iterates; any thread may close."""
 
-    def frames(self) -> Iterator[DecodedFrame] | Iterator[FittedFrame]:
+    def frames(self) -> Iterator[FittedFrame]:
         """The pictures, in order. Ends with the source or when closed; raises StreamError when it fails."""
         ...
 

@@ -23,7 +23,7 @@ _MISSING_END_S = 0.25
 
 
 class VideoFile:
-    """An open video file: a FrameSource with what the container says about it.
+    """An open video file, with what the container says about it.
 
     `average_rate` is frames per second; it, `frame_count` and `duration_s` are what the container claims, or
     None. One thread iterates; any thread may close.

@@ -17,6 +17,7 @@ from service.errors import SurgsegError
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
+from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.subscription import Subscription
 from service.settings import Settings
 from service.streams.decoded_video import StreamState
@@ -73,7 +74,7 @@ class Rig:
     def open(self, mode: Mode = Mode.LATEST, codec: str = "png") -> tuple[PushedStream, Subscription]:
         stream = self.pipeline.open_pushed(
             codec,
-            mode,
+            StreamTerms(mode),
             PushCallbacks(
                 on_lost=lambda sequence, error: self.errors.append((sequence, error)),
                 on_room=self.room.release,
@@ -98,7 +99,7 @@ def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
     rigs: list[Rig] = []
 
     def make(*, is_started: bool = True, **options: Any) -> Rig:
-        settings = Settings(_env_file=None, **{"deadline_s": WAIT_S, **options})
+        settings = Settings(_env_file=None, **{"deadline_s": WAIT_S, "admission": False, **options})
         backend = HeldBackend(settings.batch_sizes)
         telemetry = Telemetry(settings.batch_sizes)
         fatal: list[BaseException] = []

@@ -25,7 +25,8 @@ def make_rig(small_bundle: Path) -> Iterator[Callable[..., Rig]]:
 
 def test_frames_of_several_streams_share_a_padded_batch(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(batch_sizes=(1, 4))
-    assert rig.backend.calls == [1, 4], "every batch size is warmed"
+    assert rig.backend.calls[:2] == [1, 4], "every batch size is warmed"
+    warmed = len(rig.backend.calls)
     opened = [rig.open() for _ in range(3)]
     rig.backend.hold()
     blocker, _ = rig.open()
@@ -37,7 +38,7 @@ def test_frames_of_several_streams_share_a_padded_batch(make_rig: Callable[..., 
     time.sleep(0.1)
     rig.backend.gate.set()
     eventually(lambda: all(len(mailbox) for _, mailbox in opened))
-    assert rig.backend.calls[2:4] == [1, 4]
+    assert rig.backend.calls[warmed : warmed + 2] == [1, 4]
     for brightness, (_, mailbox) in zip([200, 20, 210], opened, strict=True):
         answer = mailbox.take()
         assert answer is not None

@@ -210,6 +210,8 @@ def make_source(*, is_lossless: bool) -> tuple[PushedPictures, list[int], list[i
 
     source = PushedPictures(
         codec="png",
+        input_size=InputSize(height=32, width=64),
+        fit_rule="letterbox",
         max_pixels=100,
         is_lossless=is_lossless,
         on_undecodable=refuse,
@@ -226,7 +228,9 @@ def test_pushed_pictures_become_frames_that_know_where_they_came_from() -> None:
     assert source.push(pushed(1, good)) is None
     frame = next(frames)
     assert (frame.sequence, frame.captured_at_us, frame.arrived_at) == (1, 10, 1.0)
-    assert frame.image_hwc.shape == (5, 6, 3)
+    assert frame.canvas_hwc.shape == (32, 64, 3)
+    assert (frame.fit.source_height, frame.fit.source_width) == (5, 6)
+    assert 1.0 < frame.decoded_at <= frame.prepared_at
     for sequence, data in enumerate([b"bad", large], start=2):
         source.push(pushed(sequence, data))
         threading.Timer(0.05, source.push, (pushed(sequence + 10, good),)).start()

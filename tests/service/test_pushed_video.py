@@ -56,7 +56,9 @@ def push_and_collect(
     pusher = threading.Thread(target=push, daemon=True)
     pusher.start()
     answers = collect(rig, mailbox, count)
-    pusher.join(5)
+    while pusher.is_alive():
+        answers += collect(rig, mailbox, 0)
+        pusher.join(0.01)
     return answers
 
 

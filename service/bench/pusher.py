@@ -110,7 +110,9 @@ class _Stream:
     async def _connect(self) -> AsyncIterator[ClientConnection | None]:
         """An open stream that has said `ready`; None where it was refused, and then the record says why."""
         address = self._job.url.replace("http", "ws", 1)
-        url = f"{address}/v1/stream?codec={self._spec.codec}&mask=png&mode=latest"
+        spec = self._spec
+        url = f"{address}/v1/stream?codec={spec.codec}&mask=png&mode=latest&fps={spec.fps:g}"
+        url += f"&width={spec.width}&height={spec.height}"
         try:
             socket = await connect(url, compression=None, max_size=None, ping_interval=None, close_timeout=2)
         except (OSError, WebSocketException) as error:

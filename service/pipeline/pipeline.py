@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from service.backends.base import Backend, available_cores
 from service.contract.bundle import Bundle
@@ -23,6 +21,7 @@ from service.pipeline.processor_costs import Newcomer
 from service.pipeline.publisher import Audience, Publisher
 from service.pipeline.pulled_stream import PulledStream
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
+from service.pipeline.stream_places import Place, StreamPlaces
 from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
@@ -38,13 +37,6 @@ _STARTING = "The model is being loaded."
 _ENDING = "The service is shutting down."
 _FAILED = "The inference engine has failed."
 _ASSUMED_CODEC = "h264"  # what a pulled stream is taken for until it has been opened
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    stream_id: str
-    label: str
-    ledger: Ledger
 
 
 class Pipeline:
@@ -92,8 +84,7 @@ class Pipeline:
         )
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
-        self._free_slots = set(range(1, settings.max_streams + 1))
-        self._numbers = itertools.count(1)
+        self._places = StreamPlaces(settings.max_streams, telemetry, self._gatekeeper, self._forget)
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
         self.images = self._make_image_requests()
@@ -134,12 +125,7 @@ class Pipeline:
             )
         return stream
 
-    def open_pushed(
-        self,
-        codec: str,
-        terms: StreamTerms,
-        callbacks: PushCallbacks,
-    ) -> PushedStream:
+    def open_pushed(self, codec: str, terms: StreamTerms, callbacks: PushCallbacks) -> PushedStream:
         """Open a stream for a client that pushes frames; see PushedStream.
 
         Raises UnavailableError, or OverloadedError where the others would suffer.
@@ -269,41 +255,21 @@ class Pipeline:
         return self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
 
     def _drop(self, drop: Drop) -> None:
-        stream_id = drop.frame.stream_id
-        owner = self.images if stream_id in self.images.lane_ids else self._streams[stream_id]
-        owner.drop(drop)
+        self._find(drop.frame.stream_id).drop(drop)
 
-    def _take_place(self, newcomer: Newcomer) -> _Place:
+    def _take_place(self, newcomer: Newcomer) -> Place:
         self.check_open()
-        slot = self._take_slot()
-        if slot is None:
+        place = self._places.take(newcomer)
+        if place is None:
             self._close_an_ended_stream()
-            slot = self._take_slot()
-        if slot is None:
+            place = self._places.take(newcomer)
+        if place is None:
             raise UnavailableError(
                 f"{self._settings.max_streams} streams are open.",
                 f"at most {self._settings.max_streams} at once",
                 "Close a stream, or raise SURGSEG_MAX_STREAMS.",
             )
-        stream_id = f"stream-{next(self._numbers)}"
-        try:
-            self._gatekeeper.admit(stream_id, newcomer)
-        except OverloadedError:
-            self._forget(stream_id, slot)
-            raise
-        ledger = Ledger(
-            self._telemetry.meter_stream(str(slot)),
-            on_settled=lambda: self._forget(stream_id, slot),
-            on_received=lambda: self._gatekeeper.receive(stream_id),
-        )
-        return _Place(stream_id, str(slot), ledger)
-
-    def _take_slot(self) -> int | None:
-        with self._lock:
-            slot = min(self._free_slots, default=None)
-            if slot is not None:
-                self._free_slots.remove(slot)
-            return slot
+        return place
 
     def _close_an_ended_stream(self) -> None:
         """A stream that has ended is listed until somebody needs its place."""
@@ -317,11 +283,9 @@ class Pipeline:
         if stream is not None:
             stream.fail(error)
 
-    def _forget(self, stream_id: str, slot: int) -> None:
-        self._gatekeeper.close(stream_id)
+    def _forget(self, stream_id: str) -> None:
         with self._lock:
             self._streams.pop(stream_id, None)
-            self._free_slots.add(slot)
 
     def _fail(self, error: BaseException) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ from typing import Protocol
 from service.contract.geometry import crop_mask
 from service.contract.masks import MaskFormat, encode_mask
 from service.frames import SegmentedFrame, Stage
+from service.pipeline.latest_frames import Drop
 from service.pipeline.workers import Worker
 
 
@@ -23,6 +24,10 @@ class Audience(Protocol):
 
     def deliver(self, segmented: SegmentedFrame, payloads: Mapping[MaskFormat, bytes]) -> None:
         """Hand out a mask, encoded in the formats asked for, and count its frame."""
+        ...
+
+    def drop(self, drop: Drop) -> None:
+        """Count a frame that will not run; called by the engine's thread."""
         ...
 
 

@@ -125,12 +125,8 @@ def test_untagged_hd_video_is_read_as_bt709(tmp_path: Path) -> None:
         stream = container.add_stream("libx264", rate=25)
         stream.height, stream.width, stream.pix_fmt = 720, 1280, "yuv420p"
         frame = VideoFrame.from_ndarray(image_hwc, format="rgb24")
-        container.mux(
-            stream.encode(
-                frame.reformat(format="yuv420p", dst_colorspace=1, src_color_range=2, dst_color_range=1)
-            )
-        )
-        container.mux(stream.encode())
+        untagged = frame.reformat(format="yuv420p", dst_colorspace=1, src_color_range=2, dst_color_range=1)
+        container.mux([*stream.encode(untagged), *stream.encode()])
     with av.open(str(path)) as container:
         assert next(container.decode(video=0)).colorspace == 2, "the file was meant to have no tag"
     read_hwc = next(iter(read_video(path))).image_hwc

@@ -61,6 +61,7 @@ class MaskSession:
         self._over = asyncio.Event()
         self._failure: SurgsegError | None = None
         self._farewell: str | None = None
+        self._has_noticed = False
         self._notices: deque[str] = deque(maxlen=_MAX_WAITING_NOTICES)
         self._sending_since: float | None = None
 
@@ -176,6 +177,9 @@ class MaskSession:
         await self._websocket.close(code, shorten_reason(reason))
 
     def _notice(self, state: StreamState, reason: str) -> None:
+        if state is StreamState.RUNNING and not self._has_noticed:
+            return  # it is what everybody assumes
+        self._has_noticed = True
         self._notices.append(pack_notice(state, reason))
         self._wake.set()
 

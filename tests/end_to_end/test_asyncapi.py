@@ -14,9 +14,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from service import wire
+from service.api.sockets import NUMBERS
 from service.contract.masks import MASK_FORMATS
 from service.errors import SurgsegError
 from service.frames import DropReason, Stage
+from service.streams.decoded_video import StreamState
 from service.streams.synthetic_view import VIEW_SHAPES
 from service.wire import encode_picture
 from tests.bitstreams import encode_units
@@ -27,6 +29,7 @@ yaml = pytest.importorskip("yaml", reason="the package PyYAML (extra dev) is not
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 DOCUMENT: dict[str, Any] = yaml.safe_load((DOCS / "asyncapi.yaml").read_text(encoding="utf-8"))
 STREAM, SCENE = DOCUMENT["channels"]["stream"], DOCUMENT["channels"]["scene"]
+MASKS = DOCUMENT["channels"]["masks"]
 FLAT_HWC = np.full((72, 128, 3), 200, np.uint8)
 PICTURES = {codec: encode_picture(FLAT_HWC, codec) for codec in ("jpeg", "png")} | {  # type: ignore[arg-type]
     codec: encode_units([FLAT_HWC], codec)[0] for codec in ("h264", "hevc")
@@ -86,6 +89,11 @@ def test_the_document_is_whole() -> None:
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
+def choices(channel: dict[str, Any]) -> dict[str, Any]:
+    """The parameters that have named values."""
+    return {name: schema for name, schema in parameters(channel).items() if "enum" in schema}
+
+
 def find_references(node: Any) -> Iterator[str]:
     children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else []
     for child in children:
@@ -96,12 +104,19 @@ def find_references(node: Any) -> Iterator[str]:
 
 def test_the_document_lists_what_the_code_knows() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    assert set(parameters(STREAM)) == {"codec", "mask", "mode"}
+    assert set(parameters(STREAM)) == {"codec", "mask", "mode", *NUMBERS}
+    for name, (least, most) in NUMBERS.items():
+        schema = parameters(STREAM)[name]
+        assert (schema["minimum"], schema["maximum"]) == (least, most)
+        assert schema["type"] == ("integer" if isinstance(least, int) else "number")
     assert tuple(parameters(STREAM)["codec"]["enum"]) == wire.CODECS
     assert tuple(parameters(STREAM)["mask"]["enum"]) == MASK_FORMATS
     assert tuple(parameters(STREAM)["mode"]["enum"]) == wire.MODES
     assert set(parameters(SCENE)["view"]["enum"]) == set(VIEW_SHAPES)
     assert set(STREAM["messages"]) == {"frame", "mask", *wire.EVENT_TYPES}
+    assert set(MASKS["messages"]) == {"mask", *wire.EVENT_TYPES}
+    assert tuple(parameters(MASKS)["mask"]["enum"]) == MASK_FORMATS
+    assert set(schemas["notice"]["properties"]["state"]["enum"]) == set(StreamState) - {"ended", "failed"}
     assert schemas["ready"]["properties"]["protocol_version"]["const"] == wire.PROTOCOL_VERSION
     assert set(schemas["maskHeader"]["properties"]["dropped"]["properties"]) == set(DropReason)
     assert set(schemas["maskHeader"]["required"]) == set(wire.MaskHeader.__dataclass_fields__)
@@ -119,7 +134,7 @@ def test_the_prose_says_the_same() -> None:
         assert set(row.split("|")[2].replace(", perhaps", ",").strip().replace("`", "").split(", ")) == set(
             fields
         ) - {"type"}
-    for name, schema in parameters(STREAM).items():
+    for name, schema in choices(STREAM).items():
         values = ", ".join(f"`{value}`" for value in schema["enum"])
         assert f"| `{name}` | {values} | `{schema['default']}` |" in prose
 
@@ -143,8 +158,8 @@ def test_every_named_option_is_accepted_and_its_messages_are_as_described(
 def test_the_defaults_are_those_of_the_document(server: Any) -> None:
     with connect(server.ws_url + STREAM["address"]) as connection:
         ready = check_text(connection.recv(timeout=60))
-    assert {name: ready[name] for name in parameters(STREAM)} == {
-        name: schema["default"] for name, schema in parameters(STREAM).items()
+    assert {name: ready[name] for name in choices(STREAM)} == {
+        name: schema["default"] for name, schema in choices(STREAM).items()
     }
 
 

@@ -47,7 +47,7 @@ class PulledSource:
         Raises what FFmpeg raises.
         """
         time_base = float(self._stream.time_base or 1 / av.time_base)
-        wait = _Pacer(time.monotonic, time.sleep).wait if self._job.is_paced else None
+        wait = Pacer(time.monotonic, time.sleep).wait if self._job.is_paced else None
         for number, packet in enumerate(self._container.demux(self._stream)):
             if packet.size == 0:
                 return
@@ -56,7 +56,7 @@ class PulledSource:
             yield packet, None if packet.pts is None else packet.pts * time_base
 
 
-class _Pacer:
+class Pacer:
     """Plays time stamps at the speed of the clock, from the first one on; stamps that run back begin anew."""
 
     def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:

@@ -26,7 +26,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
@@ -60,6 +60,21 @@ class Segmentation:
     mask_format: MaskFormat
     data: bytes
     timing_ms: dict[str, float]
+
+
+class Terms(TypedDict, total=False):
+    """What may be asked of a stream.
+
+    `deadline_ms`: from a frame's arrival to its mask being sent; frames that cannot meet it are dropped.
+    `priority`, 0 to 9: who goes first when frames wait. `fps`, `width`, `height`: what the stream will have; a
+    service that is nearly full decides by it whether there is room.
+    """
+
+    deadline_ms: int
+    priority: int
+    fps: float
+    width: int
+    height: int
 
 
 class Client:
@@ -123,29 +138,37 @@ class Client:
         mode: Mode = "latest",
         on_event: EventHandler | None = None,
         capacity: int = 64,
+        **terms: Unpack[Terms],
     ) -> MaskStream:
-        """Open a stream; use it as a context manager.
+        """Open a stream; use it as a context manager. `terms` are those of Terms.
 
         `mode="latest"` is for live video: a frame that the model has no time for is dropped and counted.
         `every` answers each frame, in order, and slows the pusher down instead. `capacity` is how many
         answers may lie unread (see MaskStream). `on_event` is called in the receiving thread with each
         `notice`, `error` and `closing` event, and must not raise; without it they are logged.
         """
-        query = urlencode({"codec": codec, "mask": mask, "mode": mode})
+        query = urlencode({"codec": codec, "mask": mask, "mode": mode, **terms})
         url = f"{self._stream_url}/v1/stream?{query}"
         return _open_stream(
             url, codec=codec, mode=mode, on_event=on_event, capacity=capacity, timeout_s=self._timeout_s
         )
 
     def open_pulled(
-        self, url: str, *, mode: Mode = "latest", transport: str = "tcp", loop: bool = False, name: str = ""
+        self,
+        url: str,
+        *,
+        mode: Mode = "latest",
+        transport: str = "tcp",
+        loop: bool = False,
+        name: str = "",
+        **terms: Unpack[Terms],
     ) -> dict[str, Any]:
         """Have the service fetch a stream itself; gives what `streams` lists of it, with its `id` for `masks`.
 
         `url` is rtsp://HOST/PATH, udp://ADDRESS:PORT or file:NAME, as the service's operator allows. Mode `every` and
         `loop` are for files. The stream stays open until `close_stream`.
         """
-        order = {"url": url, "mode": mode, "transport": transport, "loop": loop, "name": name}
+        order = {"url": url, "mode": mode, "transport": transport, "loop": loop, "name": name, **terms}
         opened: dict[str, Any] = _read_json(self._request("POST", "/v1/streams", json=order))
         return opened
 

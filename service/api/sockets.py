@@ -27,14 +27,14 @@ from service.wire import CODECS, MODES
 
 router = APIRouter()
 
-_NUMBERS: dict[str, tuple[float, float]] = {
+NUMBERS: dict[str, tuple[float, float]] = {
     "deadline_ms": (1, 60_000),
     "priority": (0, 9),
     "fps": (0.1, 1000.0),
     "width": (1, 65_535),
     "height": (1, 65_535),
 }
-_PARAMETERS = ("codec", "mask", "mode", *_NUMBERS)
+_PARAMETERS = ("codec", "mask", "mode", *NUMBERS)
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
@@ -55,7 +55,7 @@ class StreamOptions:
         codec = _choose(query, "codec", "jpeg", CODECS)
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)
-        numbers = {name: _parse_number(query, name, *limits) for name, limits in _NUMBERS.items()}
+        numbers = {name: _parse_number(query, name, *limits) for name, limits in NUMBERS.items()}
         deadline_ms, width, height = numbers["deadline_ms"], numbers["width"], numbers["height"]
         terms = StreamTerms(
             Mode(mode),

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from service.contract.model_card import ClassInfo, DataSource, InputSize
 from service.errors import DataError
@@ -125,6 +125,12 @@ class Recipe(_Strict):
     optimizer: OptimizerConfig = OptimizerConfig()
     augment: AugmentConfig = AugmentConfig()
     strong: AugmentConfig = STRONG
+
+    @field_validator("strong", mode="before")
+    @classmethod
+    def _keep_strong(cls, value: Any) -> Any:
+        """A recipe that names some keys of [strong] keeps the others strong."""
+        return {**STRONG.model_dump(), **value} if isinstance(value, dict) else value
 
     @property
     def method_name(self) -> str:

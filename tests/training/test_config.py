@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import DataError
-from training.config import RECIPES, load_recipe
+from training.config import RECIPES, STRONG, load_recipe
 from training.methods import METHODS, build_method
 from training.networks import NETWORKS
 
@@ -92,3 +92,8 @@ def test_a_missing_recipe_lists_those_that_ship() -> None:
 def test_a_wrong_override_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(DataError, match="--set"):
         load_recipe(write_recipe(tmp_path, "steps = 5" + MINIMAL), [override])
+
+
+def test_a_key_of_the_strong_views_leaves_the_other_keys_strong() -> None:
+    recipe = load_recipe(Path("min_max_similarity_endovis2015"), ["strong.paste=0.5"])
+    assert recipe.strong == STRONG.model_copy(update={"paste": 0.5})

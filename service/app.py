@@ -217,7 +217,7 @@ def run_server(args: argparse.Namespace) -> int:
     """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
     settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
     set_up_logging(settings.log_level)
-    listener = _listen(settings.host, settings.port)
+    listener = _listen(settings.host, settings.port, settings.viewer_timeout_s)
     with listener:
         server = _make_server(settings, listener)
         server.run(sockets=[listener])
@@ -256,7 +256,8 @@ def _make_server(settings: Settings, listener: socket.socket) -> _Server:
     return server
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, silence_s: float) -> socket.socket:
+    """A listening socket, whose clients may take nothing for `silence_s`. Raises InvalidRequestError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=256)
@@ -270,4 +271,7 @@ def _listen(host: str, port: int) -> socket.socket:
         # Accepted sockets inherit it. What a slow viewer has not fetched then stays in its mailbox, where the
         # newest wins, and not as megabytes of stale masks in the kernel's send buffer.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Inherited too. We close the WebSocket of a client that takes nothing; this frees what it was still to take.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * silence_s))
     return listener

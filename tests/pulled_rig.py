@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -106,10 +107,11 @@ def is_connected_to(process: psutil.Process, port: int) -> bool:
     return any(end.raddr and end.raddr.port == port for end in process.net_connections())
 
 
-def read_headers(viewer: ClientConnection, headers: list[MaskHeader]) -> None:
-    """The headers of all masks until the connection ends."""
+def read_headers(viewer: ClientConnection, headers: list[MaskHeader], count: float = math.inf) -> None:
+    """The headers of the next `count` masks, or of all until the connection ends."""
+    wanted = len(headers) + count
     with suppress(ConnectionClosed):
-        while True:
+        while len(headers) < wanted:
             message = viewer.recv(WAIT_S)
             if isinstance(message, bytes):
                 headers.append(unpack_mask(message)[0])

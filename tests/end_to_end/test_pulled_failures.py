@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
+import httpx
 import psutil
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from service.wire import MaskHeader
 from tests.conftest import Server
@@ -26,9 +32,7 @@ from tests.pulled_rig import (
     pulled,
     read_headers,
 )
-from tests.sources import (
-    RtspServer,
-)
+from tests.sources import FPS, RtspServer
 
 
 def test_a_silent_source_stalls_is_opened_again_and_comes_back(
@@ -113,6 +117,12 @@ def test_a_viewer_that_does_not_read_is_told_what_it_missed_and_cut_and_nobody_e
         narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         narrow.connect(("127.0.0.1", int(puller.url.rpartition(":")[2])))
         slow = watch(stream_id, "rle", sock=narrow, max_queue=1)
+        time.sleep(1.0)
+        told: list[MaskHeader] = []
+        while not told or not told[-1].skipped:
+            read_headers(slow.socket, told, count=1)
+        sequences = [header.sequence for header in told]
+        assert told[-1].skipped <= sequences[-1] - len(told)
         good = watch(stream_id)
         headers: list[MaskHeader] = []
         reader = threading.Thread(target=read_headers, args=(good.socket, headers), daemon=True)
@@ -121,11 +131,13 @@ def test_a_viewer_that_does_not_read_is_told_what_it_missed_and_cut_and_nobody_e
         while info(puller, stream_id)["viewers"] == 2:
             assert time.monotonic() < ends_at
             time.sleep(0.1)
-        missed: list[MaskHeader] = []
-        read_headers(slow.socket, missed)
-        assert missed, "it got what had been sent before"
+        server, port = psutil.Process(puller.process.pid), narrow.getsockname()[1]
+        while is_connected_to(server, port):
+            assert time.monotonic() < ends_at, "what it was to take is still held for it"
+            time.sleep(0.1)
+        read_headers(slow.socket, [])
         assert slow.socket.close_code in (1006, 1013)
-        assert len(headers) > 2 * len(missed)
+        assert len(headers) > FPS
         assert headers[-1].skipped <= len(headers) / 10
         assert [line for line in puller.output if "Exception" in line] == []
 
@@ -171,3 +183,30 @@ def test_closed_streams_leave_no_process_thread_or_file(
         assert time.monotonic() < ends_at, (before, after)
         time.sleep(0.1)
     assert after[3] == 0
+
+
+def test_a_service_that_ends_tells_its_viewers_and_leaves_no_process(
+    launch_server: Callable[..., Server], videos: Path
+) -> None:
+    running = launch_server(SURGSEG_FILES=str(videos))
+    opened = httpx.post(
+        f"{running.url}/v1/streams", json={"url": "file:codes.mp4", "loop": True}, timeout=WAIT_S
+    )
+    url = f"{running.ws_url}/v1/streams/{opened.json()['id']}/masks"
+    with connect(url, open_timeout=WAIT_S, close_timeout=0.5) as viewer:
+        while isinstance(viewer.recv(WAIT_S), str):
+            pass
+        children = psutil.Process(running.process.pid).children(recursive=True)
+        assert len(children) == 2, "the nursery and its decoder"
+        asked_at = time.monotonic()
+        running.process.terminate()
+        texts = []
+        with suppress(ConnectionClosed):
+            while True:
+                message = viewer.recv(WAIT_S)
+                texts += [json.loads(message)["type"]] if isinstance(message, str) else []
+        assert (texts, viewer.close_code) == (["closing"], 1001)
+    assert running.process.wait(WAIT_S) == 0
+    assert time.monotonic() - asked_at < 8.0
+    gone, alive = psutil.wait_procs(children, timeout=5.0)
+    assert (len(gone), alive) == (2, [])

@@ -31,21 +31,7 @@ PROOF_FRAMES = 32
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `surgseg-export adapt`."""
-    data = "or READER:PATH; ,key=value adds a key of a recipe's data table"
-    parser.add_argument(
-        "--labeled", required=True, metavar="DIR", help=f"a folder with image/ and mask/, {data}"
-    )
-    parser.add_argument(
-        "--unlabeled",
-        required=True,
-        action="append",
-        metavar="PATH",
-        help=f"a video, or a folder of videos or pictures, {data}; may be repeated",
-    )
-    parser.add_argument("--test", metavar="DIR", help=f"labeled frames to measure on, {data}")
-    parser.add_argument(
-        "--transductive", action="store_true", help="permit test pictures among the unlabeled ones"
-    )
+    _add_data_arguments(parser)
     parser.add_argument(
         "--compare", action="store_true", help="also train on the labels alone, and measure both on --test"
     )
@@ -74,6 +60,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--version", default="0.1.0", help="the model's version (%(default)s)")
     parser.add_argument(
         "--licence", default="unknown", help="of the frames and so of the model (%(default)s)"
+    )
+
+
+def _add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    data = "or READER:PATH; ,key=value adds a key of a recipe's data table"
+    parser.add_argument(
+        "--labeled", required=True, metavar="DIR", help=f"a folder with image/ and mask/, {data}"
+    )
+    parser.add_argument(
+        "--unlabeled",
+        required=True,
+        action="append",
+        metavar="PATH",
+        help=f"a video, or a folder of videos or pictures, {data}; may be repeated",
+    )
+    parser.add_argument("--test", metavar="DIR", help=f"labeled frames to measure on, {data}")
+    parser.add_argument(
+        "--transductive", action="store_true", help="permit test pictures among the unlabeled ones"
     )
 
 

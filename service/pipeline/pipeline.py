@@ -25,7 +25,7 @@ from service.pipeline.stream_places import Place, StreamPlaces
 from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
-from service.streams.calibration import measure_picture_costs
+from service.streams.calibration import Calibration
 from service.streams.decoded_video import DecoderTerms
 from service.streams.decoder_process import DecoderPool
 from service.streams.pull_targets import PullTarget
@@ -71,6 +71,7 @@ class Pipeline:
             on_failure=self._fail,
         )
         self._gatekeeper = Gatekeeper(available_cores(), settings.admission, self._evict, self._fail)
+        self._calibration = Calibration(bundle.card.input_size, bundle.card.fit)
         self._decoders = DecoderPool()
         self._decoder_terms = DecoderTerms(
             input_size=bundle.card.input_size,
@@ -178,10 +179,8 @@ class Pipeline:
 
     def learn_costs(self) -> None:
         """Measure what pictures cost on this machine, for admission; takes a second or two."""
-        if self._settings.admission:
-            card = self.bundle.card
-            for cost in measure_picture_costs(card.input_size, card.fit):
-                self._gatekeeper.learn(cost.codec, cost.pixels, cost.seconds)
+        for cost in self._calibration.measure() if self._settings.admission else ():
+            self._gatekeeper.learn(cost.codec, cost.pixels, cost.seconds)
 
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
@@ -200,6 +199,7 @@ class Pipeline:
             stream.close()
         self.images.close()
         self._gatekeeper.stop(timeout_s)
+        self._calibration.stop()
         self._decoders.close()
         self._room.close()
         return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)

@@ -1,7 +1,15 @@
-"""What decoding and fitting a picture costs on this machine, measured before the first stream comes."""
+"""What decoding and fitting a picture costs on this machine, measured before the first stream comes.
+
+It is measured in a process of its own (`python -m service.streams.calibration`): codecs must not be at work in the
+service's own when that ends.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +48,39 @@ class PictureCost:
     codec: str
     pixels: int
     seconds: float
+
+
+class Calibration:
+    """Measures in a child process. One thread measures, any may stop it."""
+
+    def __init__(self, size: InputSize, rule: FitRule) -> None:
+        self._arguments = [str(size.height), str(size.width), rule]
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+        self._is_stopped = False
+
+    def measure(self) -> Iterator[PictureCost]:
+        """Costs as they become known; ends early when stopped."""
+        with self._lock:
+            if self._is_stopped:
+                return
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.streams.calibration", *self._arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        with self._process as process:
+            for line in process.stdout or ():
+                codec, pixels, seconds = json.loads(line)
+                yield PictureCost(codec, pixels, seconds)
+
+    def stop(self) -> None:
+        """End the measurement, whatever it does; twice does nothing."""
+        with self._lock:
+            self._is_stopped = True
+            if self._process is not None:
+                self._process.kill()
 
 
 def measure_picture_costs(size: InputSize, rule: FitRule) -> Iterator[PictureCost]:
@@ -105,3 +146,13 @@ def _encode(images: list[Image], encoder: str) -> list[Packet[VideoStream]]:
         frame.pts = number
         packets += context.encode(frame)
     return packets + list(context.encode(None))
+
+
+def main(height: str, width: str, rule: FitRule) -> None:
+    """Print a line of JSON for each codec."""
+    for cost in measure_picture_costs(InputSize(height=int(height), width=int(width)), rule):
+        print(json.dumps([cost.codec, cost.pixels, cost.seconds]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], cast(FitRule, sys.argv[3]))

@@ -127,7 +127,7 @@ def test_a_killed_service_leaves_nothing(launch_server: Callable[..., Any]) -> N
         stream = client.stream(codec="h264")
         push_until_answered(stream, encode_codes([1])[0])
         children = find_children(running.process.pid)
-        assert len(children) == 2
+        assert len(children) >= 2
         running.process.kill()
         running.process.wait()
     eventually(lambda: not any(is_running(child) for child in children), 5)

@@ -203,11 +203,8 @@ def _match(
 
 
 def _build(bundle: Bundle, network: NetworkConfig) -> nn.Module:
-    """A fresh network in eval mode, the same at every call; the random generators stay as they are."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            return build_network(network.name, len(bundle.card.classes), network.options).eval()
+        return build_network(network.name, len(bundle.card.classes), network.options).eval()
     except (DataError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         found = f"is of {network.name} with options {network.options}, which cannot be built ({reason})"
@@ -219,26 +216,17 @@ def _refuse(bundle: Bundle, found: str, expected: str) -> BundleError:
 
 
 def _load(conv: FoldedConv, place: ConvPlace) -> None:
-    """The weights of a convolution, and the rest of what it folded as a BatchNorm that changes no statistics.
-
-    Folding divided each channel's weights by the deviation of its outputs, in deep layers by more than ten, and steps
-    of a size made for fresh weights would soon have overwritten them. So they are brought to the size of fresh ones,
-    and BatchNorm takes that out.
-    """
-    weight, bias, norm = torch.from_numpy(conv.weight.copy()), torch.from_numpy(conv.bias.copy()), place.norm
-    if norm is None:
-        place.conv.weight.copy_(weight)
+    """The weights of a convolution, and its bias; a BatchNorm after it takes the bias and otherwise changes nothing."""
+    norm = place.norm
+    place.conv.weight.copy_(torch.from_numpy(conv.weight.copy()))
+    offset = place.conv.bias if norm is None else norm.bias
+    if norm is not None:
+        norm.reset_running_stats()
+        norm.weight.fill_((1 + norm.eps) ** 0.5)
         if place.conv.bias is not None:
-            place.conv.bias.copy_(bias)
-        return
-    size = weight.square().mean(dim=(1, 2, 3)).sqrt()
-    gain = torch.where(size > 0, place.conv.weight.square().mean().sqrt() / size, 1.0)
-    place.conv.weight.copy_(weight * gain.view(-1, 1, 1, 1))
-    if place.conv.bias is not None:
-        place.conv.bias.zero_()
-    norm.reset_running_stats()
-    norm.weight.copy_((1 + norm.eps) ** 0.5 / gain)
-    norm.bias.copy_(bias)
+            place.conv.bias.zero_()
+    if offset is not None:
+        offset.copy_(torch.from_numpy(conv.bias.copy()))
 
 
 def _measure_statistics(network: nn.Module, norms: Sequence[nn.BatchNorm2d], images: Iterable[Image]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model_export.bundle import fit_to_card
-from model_export.from_onnx import find_network, read_convolutions, rebuild_network, require_same_labels
+from model_export.from_onnx import find_network, rebuild_network, require_same_labels
 from model_export.pictures import draw_pictures
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import MODEL_NAME, Bundle, open_bundle
@@ -116,27 +116,13 @@ def test_in_training_it_does_what_it_does_in_service(name: str, request: pytest.
         torch.testing.assert_close(norm.running_var + norm.eps, variance + norm.eps, rtol=5e-2, atol=0)
 
 
-def test_weights_have_the_size_of_fresh_ones_so_that_a_learning_rate_means_the_same(shipped: Bundle) -> None:
-    folded = read_convolutions(shipped.model_path)
-    rebuilt = rebuild_network(shipped, find_network(shipped, EDGE), draw_pictures(SIZE, 1))
-    deep = dict(rebuilt.named_modules())["encoder.blocks.4.0.conv"]
-    sizes = deep.weight.detach().square().mean(dim=(1, 2, 3)).sqrt()
-    torch.testing.assert_close(sizes, torch.full_like(sizes, (2 / 960) ** 0.5), rtol=0.05, atol=0)
-    same = next(conv for conv in folded if conv.weight.shape == deep.weight.shape)
-    assert float(np.sqrt(np.mean(same.weight**2))) < float(sizes.min()) / 5
-
-
-def test_rebuilding_draws_nothing_from_the_random_generator_and_is_the_same_every_time(
-    bundle: Bundle,
-) -> None:
-    torch.manual_seed(1)
-    first = rebuild_network(bundle, NETWORK, draw_pictures(SIZE, 1))
-    drawn = torch.rand(3)
-    torch.manual_seed(1)
-    assert torch.equal(torch.rand(3), drawn)
-    second = rebuild_network(bundle, NETWORK, draw_pictures(SIZE, 1))
-    for name, value in first.state_dict().items():
-        assert torch.equal(value, second.state_dict()[name]), name
+def test_nothing_of_the_fresh_network_is_left(bundle: Bundle) -> None:
+    rebuilt = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        rebuilt.append(rebuild_network(bundle, NETWORK, draw_pictures(SIZE, 1)).state_dict())
+    for name, value in rebuilt[0].items():
+        assert torch.equal(value, rebuilt[1][name]), name
 
 
 def test_a_card_without_options_is_tried_with_those_that_are_given(bundle: Bundle) -> None:

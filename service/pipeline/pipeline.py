@@ -73,16 +73,7 @@ class Pipeline:
         self._gatekeeper = Gatekeeper(available_cores(), settings.admission, self._evict, self._fail)
         self._calibration = Calibration(bundle.card.input_size, bundle.card.fit)
         self._decoders = DecoderPool()
-        self._decoder_terms = DecoderTerms(
-            input_size=bundle.card.input_size,
-            max_pixels=settings.max_pixels,
-            memory_bytes=settings.decoder_memory_bytes,
-            behind_s=settings.decoder_behind_s,
-            hang_s=settings.decoder_hang_s,
-            stall_s=settings.stall_s,
-            restarts=settings.decoder_restarts,
-            reconnect_s=settings.reconnect_s,
-        )
+        self._decoder_terms = DecoderTerms.read(settings, bundle.card.input_size)
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
         self._places = StreamPlaces(settings.max_streams, telemetry, self._gatekeeper, self._forget)

@@ -13,6 +13,7 @@ from service.contract.geometry import plan_fit
 from service.contract.model_card import InputSize
 from service.errors import StreamError, UnavailableError
 from service.frames import FittedFrame
+from service.settings import Settings
 from service.streams.decoder_messages import (
     ENDED,
     FAILED,
@@ -57,6 +58,20 @@ class DecoderTerms:
     restarts: int
     reconnect_s: float
     slots: int = 4
+
+    @classmethod
+    def read(cls, settings: Settings, input_size: InputSize) -> DecoderTerms:
+        """As the settings say."""
+        return cls(
+            input_size=input_size,
+            max_pixels=settings.max_pixels,
+            memory_bytes=settings.decoder_memory_bytes,
+            behind_s=settings.decoder_behind_s,
+            hang_s=settings.decoder_hang_s,
+            stall_s=settings.stall_s,
+            restarts=settings.decoder_restarts,
+            reconnect_s=settings.reconnect_s,
+        )
 
 
 class DecoderLostError(Exception):

@@ -107,6 +107,7 @@ def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
         rig = Rig(pipeline, backend, telemetry, fatal)
         if is_started:
             pipeline.start().result(WAIT_S)
+            eventually(pipeline.is_ready)  # the result wakes us before the pipeline has heard of it
         rigs.append(rig)
         return rig
 

@@ -73,9 +73,16 @@ def require_confidence(card: ModelCard) -> None:
 
 def available_cores() -> int:
     """Physical cores this process may use: its affinity, hyperthreads counted once, and its CPU quota."""
+    return max(1, min(len(list_cores()), _cpu_quota()))
+
+
+def list_cores() -> list[int]:
+    """The first logical processor, counted from 0, of each physical core that this process may use."""
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    siblings = {_siblings_of(cpu) for cpu in allowed}
-    return max(1, min(len(siblings), _cpu_quota()))
+    first: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        first.setdefault(_siblings_of(cpu), cpu)
+    return list(first.values())
 
 
 def _siblings_of(cpu: int) -> str:

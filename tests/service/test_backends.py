@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.backends import BACKENDS, load_backend, open_backend
-from service.backends.base import Backend, available_cores
+from service.backends.base import Backend, available_cores, list_cores
 from service.contract.bundle import MODEL_NAME, Bundle, hash_file, open_bundle
 from service.contract.model_card import CARD_NAME
 from service.errors import BackendError, BundleError
@@ -131,7 +133,7 @@ def test_an_unknown_backend_is_named_with_the_known_ones(bundle: Bundle) -> None
 
 
 def test_a_missing_library_names_the_extra_to_install(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(BACKENDS, "onnxruntime", "service.backends.not_installed:Backend")
     with pytest.raises(BackendError, match=r"surgseg\[cpu\]"):
@@ -212,3 +214,39 @@ def _replace_model(small_bundle: Path, tmp_path: Path, model: bytes) -> Bundle:
     files = {**bundle.card.files, MODEL_NAME: hash_file(folder / MODEL_NAME)}
     bundle.card.model_copy(update={"files": files}).save(folder / CARD_NAME)
     return open_bundle(folder)
+
+
+def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from service.backends import onnxruntime as module
+
+    monkeypatch.setattr(module, "list_cores", lambda: [0, 2, 5])
+    monkeypatch.setattr(module, "available_cores", lambda: 3)
+    assert module._plan_affinities(3) == "3;6"
+    assert module._plan_affinities(2) == module._plan_affinities(1) == ""
+    monkeypatch.setattr(
+        module, "available_cores", lambda: 2
+    )  # a container's quota: the others' threads run there too
+    assert module._plan_affinities(3) == module._plan_affinities(2) == ""
+
+
+def test_a_thread_of_its_own_is_bound_to_the_free_core_and_let_go(bundle: Bundle) -> None:
+    seen: list[set[int]] = []
+
+    def run() -> None:
+        seen.append(set(os.sched_getaffinity(0)))
+        backend = open_backend("onnxruntime", bundle)
+        seen.append(set(os.sched_getaffinity(0)))
+        backend.close()
+        seen.append(set(os.sched_getaffinity(0)))
+
+    before = set(os.sched_getaffinity(0))
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(30)
+    assert seen[0] == seen[2] == before
+    assert seen[1] <= before
+    assert len(seen[1]) == 1 or available_cores() != len(list_cores()) or available_cores() == 1
+    open_backend("onnxruntime", bundle).close()
+    assert set(os.sched_getaffinity(0)) == before, "the main thread is left alone"

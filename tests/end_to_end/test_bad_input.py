@@ -148,7 +148,7 @@ def test_a_body_that_does_not_come_is_given_up(launch_server: Any) -> None:
 @pytest.mark.parametrize(
     ("query", "named"),
     [
-        ("codec=h264", "jpeg, png"),
+        ("codec=av1", "jpeg, png, h264, hevc"),
         ("codec=bmp", "jpeg, png"),
         ("mask=tiff", "png, rle, polygons"),
         ("mask=overlay", "png, rle, polygons"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,7 @@ _GOODBYE_S = 2.0
 _ENDING = "The service is shutting down."
 
 
-class MaskSession:
+class MaskSession(ABC):
     """Lives on the event loop; only the callbacks it gives to the stream are called in other threads.
 
     One task receives, one sends, one watches that the sender is not stuck for ever. Subclasses have a `stream` and a
@@ -92,13 +93,13 @@ class MaskSession:
                 if isinstance(outcome, Exception) and not isinstance(outcome, WebSocketDisconnect):
                     raise outcome
 
+    @abstractmethod
     async def _receive(self) -> None:
         """Read what the client sends; returns when it has left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _leave(self) -> None:
         """The client is served no more."""
-        raise NotImplementedError
 
     def _has_more(self) -> bool:
         """Whether something is still to be sent before an orderly end."""
@@ -135,6 +136,7 @@ class MaskSession:
         await self._websocket.send_text(event)
         self._sending_since = None
 
+    @abstractmethod
     def _note_sent(self, sequence: int) -> None:
         """The mask of that frame has been sent."""
 

@@ -38,6 +38,9 @@ class ViewerSession(MaskSession):
         while (await self._websocket.receive())["type"] != "websocket.disconnect":
             pass
 
+    def _note_sent(self, sequence: int) -> None:
+        """Nothing here has to wait until a mask has been sent."""
+
     def _leave(self) -> None:
         self.stream.unsubscribe(self.mailbox)
 

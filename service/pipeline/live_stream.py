@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
 from service.contract.masks import MaskFormat
@@ -16,7 +17,7 @@ from service.pipeline.workers import Worker
 from service.streams.source import FrameSource
 
 
-class LiveStream:
+class LiveStream(ABC):
     """One open stream. Any thread may call any method.
 
     It keeps its place (and its label) until it is closed and every frame of it is accounted for. Subclasses know
@@ -49,19 +50,19 @@ class LiveStream:
         self._reader: Worker | None = None
 
     @property
+    @abstractmethod
     def origin(self) -> str:
         """Where its frames come from, for people: an address without its secrets, or `pushed`."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def codec(self) -> str:
         """How its frames are encoded; empty while that is not known."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def state(self) -> tuple[str, str]:
         """What the stream is doing, and why where there is a reason."""
-        raise NotImplementedError
 
     @property
     def viewers(self) -> int:
@@ -115,13 +116,13 @@ class LiveStream:
         """Count a frame that an unexpected error in the reader took away."""
         self.ledger.drop(DropReason.UNDECODABLE)
 
+    @abstractmethod
     def fail(self, error: BaseException) -> None:
         """The stream cannot go on; whoever is concerned is told."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """End the stream; frames that wait are dropped as closed, frames at the engine end unseen."""
-        raise NotImplementedError
 
     def join(self, timeout_s: float) -> bool:
         """Wait for the reader's thread to end, after `close`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class DecoderLostError(Exception):
     """A decoder is of no use any more; the message says why, in words."""
 
 
-class DecodedVideo:
+class DecodedVideo(ABC):
     """A FrameSource behind a decoder process that is started again when it is lost.
 
     `on_state(state, reason)` is told of every change; it is called in the reader's thread. Subclasses say what a
@@ -261,6 +262,7 @@ class DecodedVideo:
         """The decoder says that it cannot go on. Raises DecoderLostError, or StreamError where no other could."""
         raise DecoderLostError(str(event.fields.get("found", "its decoder gave no reason")).rstrip("."))
 
+    @abstractmethod
     def _finish(self) -> None:
         """The source is at its end. Raises DecoderLostError where that cannot be meant."""
 
@@ -268,19 +270,22 @@ class DecodedVideo:
         """What a new decoder is to be told after its job; called with the lock held."""
         return ()
 
+    @abstractmethod
     def _end(self) -> None:
         """That decoder is gone."""
 
+    @abstractmethod
     def _identify(self, message: FrameMessage) -> tuple[int | None, int, float] | None:
         """Sequence, the sender's clock and arrival of the frame in a message; None where nobody waits for it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _drop(self, message: DropMessage) -> None:
         """Units gave no picture."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _note(self, event: Event) -> None:
         """The decoder said something else."""
 
+    @abstractmethod
     def _watch(self, heard_at: float) -> None:
         """The decoder has said nothing for a moment, the last thing at `heard_at`. Raises DecoderLostError."""

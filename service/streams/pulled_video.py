@@ -97,6 +97,9 @@ class PulledVideo(DecodedVideo):
         if not self._job.is_file:
             raise DecoderLostError("its source has closed the connection")
 
+    def _end(self) -> None:
+        """Nothing is lost: what the decoder still held was never counted as received."""
+
     def _watch(self, heard_at: float) -> None:
         silent_s = time.monotonic() - heard_at
         if silent_s <= self._stall_s:

@@ -105,6 +105,9 @@ class PushedVideo(DecodedVideo):
     def _first_messages(self) -> Iterable[bytes]:
         return [message for _, message in self._pending.values()]
 
+    def _finish(self) -> None:
+        """A pushed stream ends with its connection, not with its decoder."""
+
     def _end(self) -> None:
         """Nothing that the lost decoder held gives a picture any more; the next one begins at a key frame."""
         with self._changed:

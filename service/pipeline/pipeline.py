@@ -26,8 +26,8 @@ from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.waiting_room import WaitingRoom
 from service.settings import Settings
 from service.streams.calibration import Calibration
-from service.streams.decoded_video import DecoderTerms
 from service.streams.decoder_process import DecoderPool
+from service.streams.decoder_terms import DecoderTerms
 from service.streams.pull_targets import PullTarget
 from service.streams.reader import Reader
 from service.telemetry import IMAGES_LABEL, Telemetry

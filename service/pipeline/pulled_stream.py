@@ -16,8 +16,9 @@ from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.subscription import Subscription
 from service.pipeline.waiting_room import WaitingRoom
-from service.streams.decoded_video import DecoderTerms, StreamState
+from service.streams.decoded_video import StreamState
 from service.streams.decoder_process import DecoderPool
+from service.streams.decoder_terms import DecoderTerms
 from service.streams.pull_targets import PullTarget
 from service.streams.pulled_video import PulledVideo
 

@@ -14,8 +14,9 @@ from service.pipeline.latest_frames import Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.waiting_room import WaitingRoom
-from service.streams.decoded_video import DecoderTerms, StreamState
+from service.streams.decoded_video import StreamState
 from service.streams.decoder_process import DecoderPool
+from service.streams.decoder_terms import DecoderTerms
 from service.streams.pushed import PushedPicture, PushedPictures
 from service.streams.pushed_video import PushedVideo
 

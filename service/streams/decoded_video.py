@@ -7,14 +7,12 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from enum import StrEnum
 
 from service.contract.geometry import plan_fit
 from service.contract.model_card import InputSize
 from service.errors import StreamError, UnavailableError
 from service.frames import FittedFrame
-from service.settings import Settings
 from service.streams.decoder_messages import (
     ENDED,
     FAILED,
@@ -44,35 +42,6 @@ class StreamState(StrEnum):
     """Its source was a file and is at its end."""
     FAILED = "failed"
     """It cannot go on; the reason says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderTerms:
-    """What all decoders of a service are allowed."""
-
-    input_size: InputSize
-    max_pixels: int
-    memory_bytes: int
-    behind_s: float
-    hang_s: float
-    stall_s: float
-    restarts: int
-    reconnect_s: float
-    slots: int = 4
-
-    @classmethod
-    def read(cls, settings: Settings, input_size: InputSize) -> DecoderTerms:
-        """As the settings say."""
-        return cls(
-            input_size=input_size,
-            max_pixels=settings.max_pixels,
-            memory_bytes=settings.decoder_memory_bytes,
-            behind_s=settings.decoder_behind_s,
-            hang_s=settings.decoder_hang_s,
-            stall_s=settings.stall_s,
-            restarts=settings.decoder_restarts,
-            reconnect_s=settings.reconnect_s,
-        )
 
 
 class DecoderLostError(Exception):

@@ -9,9 +9,10 @@ from dataclasses import replace
 from service.contract.geometry import FitRule
 from service.errors import StreamError
 from service.frames import DropReason
-from service.streams.decoded_video import DecodedVideo, DecoderLostError, DecoderTerms, StreamState
+from service.streams.decoded_video import DecodedVideo, DecoderLostError, StreamState
 from service.streams.decoder_messages import OPENED, DropMessage, Event, FrameMessage, Job
 from service.streams.decoder_process import DecoderPool
+from service.streams.decoder_terms import DecoderTerms
 from service.streams.pull_targets import PullTarget
 from service.streams.restarts import Restarts
 
@@ -43,14 +44,8 @@ class PulledVideo(DecodedVideo):
         on_dropped: Callable[[DropReason], None],
         on_state: Callable[[StreamState, str], None],
     ) -> None:
-        job = Job(
-            input_height=terms.input_size.height,
-            input_width=terms.input_size.width,
-            fit=fit_rule,
-            max_pixels=terms.max_pixels,
-            memory_bytes=terms.memory_bytes,
-            slots=terms.slots,
-            behind_s=None if is_lossless else terms.behind_s,
+        job = replace(
+            terms.plan_job(fit_rule, is_lossless=is_lossless),
             url=target.url,
             options=target.options,
             is_file=target.is_file,

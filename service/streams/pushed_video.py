@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from service.contract.geometry import FitRule
 from service.errors import InvalidPictureError
 from service.frames import DropReason
 from service.streams.access_units import KeyGate
-from service.streams.decoded_video import DecodedVideo, DecoderLostError, DecoderTerms, StreamState
-from service.streams.decoder_messages import TAKEN, DropMessage, Event, FrameMessage, Job, pack_unit
+from service.streams.decoded_video import DecodedVideo, DecoderLostError, StreamState
+from service.streams.decoder_messages import TAKEN, DropMessage, Event, FrameMessage, pack_unit
 from service.streams.decoder_process import DecoderPool
+from service.streams.decoder_terms import DecoderTerms
 from service.streams.pushed import PushedPicture
 from service.streams.restarts import Restarts
 
@@ -39,16 +41,7 @@ class PushedVideo(DecodedVideo):
         on_room: Callable[[], None],
         on_state: Callable[[StreamState, str], None],
     ) -> None:
-        job = Job(
-            input_height=terms.input_size.height,
-            input_width=terms.input_size.width,
-            fit=fit_rule,
-            max_pixels=terms.max_pixels,
-            memory_bytes=terms.memory_bytes,
-            slots=terms.slots,
-            behind_s=None if is_lossless else terms.behind_s,
-            codec=codec,
-        )
+        job = replace(terms.plan_job(fit_rule, is_lossless=is_lossless), codec=codec)
         restarts = Restarts(terms.restarts, _FIRST_RESTART_S, _MOST_RESTART_S, _HEALTHY_S)
         super().__init__(pool, job, restarts=restarts, on_state=on_state)
         self._hang_s = terms.hang_s

@@ -136,20 +136,23 @@ def _measure_service(arguments: argparse.Namespace, scenario: Scenario, report: 
 
 def _measure_memory(arguments: argparse.Namespace, scenario: Scenario, report: dict[str, Any]) -> None:
     _refuse_options(arguments, "url", "streams", "plot")
-    report["memory"] = measure_memory(
-        arguments.bundle,
-        arguments.backend,
-        arguments.video,
-        _read_spec(arguments),
-        arguments.seconds or scenario.seconds,
-        arguments.rounds or scenario.rounds,
-    )
+    report["memory"] = _measure_alone(measure_memory, arguments, scenario)
     print(format_memory(report["memory"]))
 
 
 def _measure_posts(arguments: argparse.Namespace, scenario: Scenario, report: dict[str, Any]) -> None:
     _refuse_options(arguments, "url", "streams", "codec", "plot")
-    report["post"] = measure_posts(
+    report["post"] = _measure_alone(measure_posts, arguments, scenario)
+    print(format_posts(report["post"]))
+
+
+def _measure_alone(
+    measure: Callable[[Path, str, Path | None, StreamSpec, float, int], dict[str, Any]],
+    arguments: argparse.Namespace,
+    scenario: Scenario,
+) -> dict[str, Any]:
+    """A measurement that starts what it needs and has one kind of picture."""
+    return measure(
         arguments.bundle,
         arguments.backend,
         arguments.video,
@@ -157,7 +160,6 @@ def _measure_posts(arguments: argparse.Namespace, scenario: Scenario, report: di
         arguments.seconds or scenario.seconds,
         arguments.rounds or scenario.rounds,
     )
-    print(format_posts(report["post"]))
 
 
 _MEASURES: Mapping[str, Callable[[argparse.Namespace, Scenario, dict[str, Any]], None]] = {

@@ -7,7 +7,6 @@ fate, and no process, descriptor or memory was left behind.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import tempfile
@@ -18,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -26,6 +24,7 @@ from service.client import Client
 from service.wire import PushedFrame, pack_frame
 from tests.bitstreams import encode_codes, read_code
 from tests.conftest import start_server, write_small_bundle
+from tests.soak.accounts import describe_process, describe_service, find_service_faults, report, wait_settled
 from tests.soak.mutations import MUTATIONS
 
 _GOOD_FPS = 10.0
@@ -100,52 +99,6 @@ def push_mutated(ws_url: str, seed: int, originals: dict[str, list[bytes]]) -> s
     return kind
 
 
-def describe_process(pid: int) -> dict[str, int]:
-    """What a service holds: its own descriptors, threads and memory, its children, and zombies among them."""
-    children: list[int] = []
-    waiting = [pid]
-    while waiting:
-        parent = waiting.pop()
-        try:
-            found = [
-                int(child)
-                for task in Path(f"/proc/{parent}/task").iterdir()
-                for child in (task / "children").read_text().split()
-            ]
-        except OSError:
-            continue
-        children += found
-        waiting += found
-    states = []
-    for child in children:
-        try:
-            states.append(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0])
-        except OSError:
-            continue
-    status = Path(f"/proc/{pid}/status").read_text()
-    return {
-        "descriptors": len(list(Path(f"/proc/{pid}/fd").iterdir())),
-        "threads": len(list(Path(f"/proc/{pid}/task").iterdir())),
-        "rss_mb": int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-        // 1024,
-        "children": len(states),
-        "zombies": states.count("Z"),
-    }
-
-
-def sum_metric(url: str, name: str) -> float:
-    """All series of a counter together."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
-
-
-def wait_settled(url: str, open_streams: int) -> None:
-    """Wait until no stream is open but those."""
-    ends_at = time.monotonic() + 20
-    while len(httpx.get(f"{url}/v1/streams").json()) > open_streams and time.monotonic() < ends_at:
-        time.sleep(0.1)
-
-
 def run(count: int, seed: int, at_once: int) -> dict[str, Any]:
     """Push `count` mutated streams and give the whole account."""
     with tempfile.TemporaryDirectory() as folder:
@@ -189,28 +142,19 @@ def _measure(server: Any, count: int, seed: int, at_once: int) -> dict[str, Any]
         "mutated": dict(kinds),
         "seconds": round(time.monotonic() - started_at),
         "good": accounts,
-        "alive": server.process.poll() is None,
-        "received": sum_metric(server.url, "surgseg_frames_received_total"),
-        "segmented": sum_metric(server.url, "surgseg_frames_segmented_total"),
-        "dropped": sum_metric(server.url, "surgseg_frames_dropped_total"),
         "readings": readings,
-        "in the end": describe_process(server.process.pid),
-        "tracebacks": sum("Traceback" in line for line in server.output),
+        **describe_service(server),
         "restarts": sum("restart" in line for line in server.output),
     }
 
 
 def find_faults(account: dict[str, Any]) -> list[str]:
     """What must not be, in words."""
-    faults = [] if account["alive"] else ["the service died"]
-    if account["received"] != account["segmented"] + account["dropped"]:
-        faults.append("frames received are not those segmented and dropped")
+    faults = find_service_faults(account)
     for name, stream in zip(("h264", "hevc"), account["good"], strict=True):
         if stream["wrong"] or stream["answered"] != stream["pushed"]:
             faults.append(f"the good {name} stream lost frames or got wrong masks: {stream}")
     first, last = account["readings"][0], account["readings"][-1]
-    if account["in the end"]["children"] > 1 or account["in the end"]["zombies"]:
-        faults.append(f"processes are left: {account['in the end']}")
     if last["descriptors"] > first["descriptors"] + 2 or last["threads"] > first["threads"] + 2:
         faults.append(f"descriptors or threads are left: {first}, {last}")
     if len(account["readings"]) > 4 and last["rss_mb"] > account["readings"][1]["rss_mb"] * 1.05:
@@ -227,10 +171,7 @@ def main() -> int:
     arguments = parser.parse_args()
     account = run(arguments.count, arguments.seed, arguments.at_once)
     faults = find_faults(account)
-    text = json.dumps({**account, "faults": faults}, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    report(account, faults, arguments.json)
     return 1 if faults else 0
 
 

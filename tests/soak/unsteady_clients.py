@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import random
 import sys
 import tempfile
@@ -27,7 +26,8 @@ from websockets.sync.client import ClientConnection, connect
 from service.wire import PushedFrame, encode_picture, pack_frame
 from tests.bitstreams import draw_code, encode_codes
 from tests.conftest import start_server, write_small_bundle
-from tests.soak.mutated_streams import GoodStream, describe_process, sum_metric, wait_settled
+from tests.soak.accounts import describe_process, describe_service, find_service_faults, report, wait_settled
+from tests.soak.mutated_streams import GoodStream
 
 MOST_GROWTH = 0.05
 _UNSTEADY = 4
@@ -140,14 +140,9 @@ def _measure(server: Any, seconds: float, seed: int, payloads: dict[str, list[by
         "seconds": seconds,
         "streams ended by": dict(ended),
         "good": accounts,
-        "alive": server.process.poll() is None,
-        "received": sum_metric(server.url, "surgseg_frames_received_total"),
-        "segmented": sum_metric(server.url, "surgseg_frames_segmented_total"),
-        "dropped": sum_metric(server.url, "surgseg_frames_dropped_total"),
         "memory growth": round(measure_growth(readings), 4),
         "readings": readings,
-        "in the end": describe_process(server.process.pid),
-        "tracebacks": sum("Traceback" in line for line in server.output),
+        **describe_service(server),
     }
 
 
@@ -161,16 +156,12 @@ def measure_growth(readings: list[dict[str, Any]]) -> float:
 
 def find_faults(account: dict[str, Any]) -> list[str]:
     """What must not be, in words."""
-    faults = [] if account["alive"] else ["the service died"]
-    if account["received"] != account["segmented"] + account["dropped"]:
-        faults.append("frames received are not those segmented and dropped")
+    faults = find_service_faults(account)
     if account["memory growth"] >= MOST_GROWTH:
         faults.append(f"memory grew by {account['memory growth']:.1%} after the warm-up")
     for stream in account["good"]:
         if stream["wrong"] or stream["answered"] + sum(stream["dropped"].values()) != stream["pushed"]:
             faults.append(f"a good stream lost frames or got wrong masks: {stream}")
-    if account["in the end"]["children"] > 1 or account["in the end"]["zombies"] or account["tracebacks"]:
-        faults.append(f"processes or tracebacks are left: {account['in the end']}, {account['tracebacks']}")
     return faults
 
 
@@ -185,10 +176,7 @@ def main() -> int:
     arguments = parser.parse_args()
     account = run(arguments.seconds, arguments.seed, arguments.leak)
     faults = find_faults(account)
-    text = json.dumps({**account, "faults": faults}, indent=1)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    report(account, faults, arguments.json)
     if arguments.leak:
         return 0 if any("memory grew" in fault for fault in faults) else 1
     return 1 if faults else 0

@@ -20,6 +20,7 @@ from service.frames import SegmentedFrame
 from service.overlay import draw_overlay
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
+from service.streams.pictures import decode_picture
 
 router = APIRouter()
 
@@ -67,7 +68,7 @@ async def segment(
     with pipeline.images.admit():
         data = await read_picture(request, settings.max_body_bytes, settings.body_timeout_s)
         arrived_at = time.monotonic()
-        encode = _choose_encoder(mask, size, pipeline.bundle.card)
+        encode = _choose_encoder(data, mask, size, pipeline.bundle.card, settings.max_pixels)
         payload, timeline = await anyio.to_thread.run_sync(
             pipeline.images.segment, data, arrived_at, encode, limiter=request.app.state.picture_threads
         )
@@ -76,17 +77,19 @@ async def segment(
 
 
 def _choose_encoder(
-    answer_format: AnswerFormat, size: AnswerSize, card: ModelCard
-) -> Callable[[Image, SegmentedFrame], bytes]:
+    data: bytes, answer_format: AnswerFormat, size: AnswerSize, card: ModelCard, max_pixels: int
+) -> Callable[[SegmentedFrame], bytes]:
     place = restore_mask if size == "source" else crop_mask
 
-    def encode(image_hwc: Image, segmented: SegmentedFrame) -> bytes:
+    def encode(segmented: SegmentedFrame) -> bytes:
         fit = segmented.frame.fit
         mask_hw = place(segmented.canvas_mask_hw, fit)
         if answer_format != "overlay":
             return encode_mask(mask_hw, answer_format)
-        shown_hwc = image_hwc if size == "source" else crop_mask(segmented.frame.canvas_hwc, fit)
-        return _encode_overlay(shown_hwc, mask_hw, card)
+        if size == "source":
+            # The model was given a reduced picture; the whole one is needed here alone.
+            return _encode_overlay(decode_picture(data, max_pixels=max_pixels), mask_hw, card)
+        return _encode_overlay(crop_mask(segmented.frame.canvas_hwc, fit), mask_hw, card)
 
     return encode
 

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 
-from service.backends.base import available_cores
-from service.contract.geometry import FitRule, Image, fit_image, plan_fit
+from service.contract.geometry import FitRule
 from service.contract.masks import MaskFormat
 from service.contract.model_card import InputSize
 from service.errors import UnavailableError
@@ -17,7 +16,8 @@ from service.frames import DropReason, FittedFrame, Frame, SegmentedFrame, Stage
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.waiting_room import WaitingRoom
-from service.streams.pictures import decode_picture
+from service.processors import available_cores
+from service.streams.pictures import decode_fitted
 from service.streams.reader import take_over
 
 _GRACE_S = 10.0
@@ -74,17 +74,16 @@ class ImageRequests:
             self._admissions.release()
 
     def segment(
-        self, data: bytes, arrived_at: float, encode: Callable[[Image, SegmentedFrame], bytes]
+        self, data: bytes, arrived_at: float, encode: Callable[[SegmentedFrame], bytes]
     ) -> tuple[bytes, Timeline]:
         """Decode a picture, wait for its mask, encode the answer; blocks.
 
-        `arrived_at` is when its bytes had come. `encode` gets the picture, uint8 RGB `(H, W, 3)` at source
-        size, and the mask at the model's. Raises InvalidPictureError, PayloadTooLargeError, or
-        UnavailableError when it could not run in time.
+        `arrived_at` is when its bytes had come. `encode` gets the picture and its mask at the model's size. Raises
+        InvalidPictureError, PayloadTooLargeError, or UnavailableError when it could not run in time.
         """
         sequence = self.ledger.receive()
         try:
-            image_hwc, frame = self._decode(data, arrived_at, sequence)
+            frame = self._decode(data, arrived_at, sequence)
         except BaseException:
             self.ledger.drop(DropReason.UNDECODABLE)
             raise
@@ -95,7 +94,7 @@ class ImageRequests:
             self.drop(drop)
         segmented = self._wait(answer)
         try:
-            payload = encode(image_hwc, segmented)
+            payload = encode(segmented)
             frame.timeline.mark(Stage.ENCODE, time.monotonic())
         finally:
             self.ledger.segment(frame.timeline)
@@ -132,14 +131,13 @@ class ImageRequests:
         with self._lock:
             return self._answers.pop(sequence)
 
-    def _decode(self, data: bytes, arrived_at: float, sequence: int) -> tuple[Image, Frame]:
+    def _decode(self, data: bytes, arrived_at: float, sequence: int) -> Frame:
         with self._decoders:
-            image_hwc = decode_picture(data, max_pixels=self._max_pixels)
-            decoded_at = time.monotonic()
-            height, width = image_hwc.shape[:2]
-            fit = plan_fit(height, width, self._input_size, self._fit_rule)
+            canvas_hwc, fit, decoded_at = decode_fitted(
+                data, self._input_size, self._fit_rule, max_pixels=self._max_pixels
+            )
             fitted = FittedFrame(
-                canvas_hwc=fit_image(image_hwc, fit),
+                canvas_hwc=canvas_hwc,
                 fit=fit,
                 pts_s=None,
                 sequence=sequence,
@@ -148,13 +146,12 @@ class ImageRequests:
                 decoded_at=decoded_at,
                 prepared_at=time.monotonic(),
             )
-            frame = take_over(
+            return take_over(
                 fitted,
                 stream_id=self.lane_ids[sequence % len(self.lane_ids)],
                 sequence=sequence,
                 wait_limit_s=self._wait_limit_s,
             )
-        return image_hwc, frame
 
     def _wait(self, answer: Future[SegmentedFrame]) -> SegmentedFrame:
         try:

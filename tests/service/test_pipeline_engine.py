@@ -107,7 +107,7 @@ def test_an_engine_that_hangs_is_not_ready(make_rig: Callable[..., Rig]) -> None
 def test_a_posted_picture_gets_its_mask_and_is_counted(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig()
     payload, timeline = rig.pipeline.images.segment(
-        picture(200), time.monotonic(), lambda image_hwc, segmented: segmented.canvas_mask_hw.tobytes()
+        picture(200), time.monotonic(), lambda segmented: segmented.canvas_mask_hw.tobytes()
     )
     assert set(payload) == {1}
     assert list(timeline.durations_s()) == ["decode", "prepare", "wait", "infer", "encode"]

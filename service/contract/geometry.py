@@ -82,13 +82,18 @@ def fit_image(image_hwc: Image, fit: Fit, out: Image | None = None) -> Image:
 
 
 def fit_reduced(image_hwc: Image, fit: Fit) -> Image:
-    """As `fit_image`, for a picture that was decoded at a fraction of its size, not smaller than where it is to lie."""
+    """As `fit_image`, for a picture that was decoded at a fraction of its size, not smaller than where it is to lie.
+
+    Up to twice as large it is interpolated, which skips next to nothing of it, takes a third of the time of averaging
+    and gives the same Dice (docs/results/fit.md).
+    """
     height, width = image_hwc.shape[:2]
     if height < fit.height or width < fit.width:
         raise ValueError(f"the picture is {width} x {height}, and shall be {fit.width} x {fit.height}")
     canvas = np.zeros((fit.canvas_height, fit.canvas_width, 3), np.uint8)
+    is_near = height <= 2 * fit.height and width <= 2 * fit.width
     crop_canvas(canvas, fit)[...] = cv2.resize(
-        image_hwc, (fit.width, fit.height), interpolation=cv2.INTER_AREA
+        image_hwc, (fit.width, fit.height), interpolation=cv2.INTER_LINEAR if is_near else cv2.INTER_AREA
     )
     return canvas
 

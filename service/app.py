@@ -27,8 +27,9 @@ from starlette.types import Scope
 from service.api import health, images, reference, scene, sockets, streams
 from service.api.problems import install_problem_handlers
 from service.backends import open_backend
+from service.backends.base import Backend
 from service.bundles import DEFAULT_BUNDLE
-from service.contract.bundle import open_bundle
+from service.contract.bundle import Bundle, open_bundle
 from service.errors import InvalidRequestError, SurgsegError
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings, load_settings
@@ -60,9 +61,7 @@ def create_app(
     fatal = on_fatal or _end_process
     pipeline = Pipeline(
         bundle,
-        lambda: open_backend(
-            settings.backend, bundle, batch_sizes=settings.batch_sizes, threads=settings.threads
-        ),
+        lambda: _open_backend(settings, bundle),
         settings,
         telemetry,
         fatal,
@@ -88,6 +87,16 @@ def create_app(
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
     return app
+
+
+def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
+    return open_backend(
+        settings.backend,
+        bundle,
+        batch_sizes=settings.batch_sizes,
+        threads=settings.threads,
+        precision=settings.precision,
+    )
 
 
 def _live_with(

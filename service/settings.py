@@ -9,12 +9,22 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.errors import InvalidRequestError
+from service.processors import available_cores
 
 _PREFIX = "SURGSEG_"
 Positive = Annotated[int, Field(ge=1)]
 PullScheme = Literal["rtsp", "rtsps", "udp"]
+Precision = Literal["float32", "bfloat16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+_MOST_SIDE_BY_SIDE = 8
+
+
+def _plan_batch_sizes(threads: int | None) -> tuple[int, ...]:
+    """Every size up to a frame for each thread: more would make the first frame of a batch wait for the last."""
+    return tuple(range(1, min(threads or available_cores(), _MOST_SIDE_BY_SIDE) + 1))
 
 
 class Settings(BaseSettings):
@@ -26,9 +36,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     backend: str = Field("auto", description="inference runtime, or auto")
+    precision: Precision | None = Field(
+        None, description="float32 or bfloat16; the faster that this machine computes if unset"
+    )
     threads: Positive | None = Field(None, description="threads of one inference; all cores if unset")
     batch_sizes: Annotated[tuple[Positive, ...], NoDecode] = Field(
-        (1,), description="batch sizes that are warmed at start, as 1,2,4"
+        default_factory=lambda fields: _plan_batch_sizes(fields.get("threads")),
+        description="batch sizes that are warmed at start, as 1,2,4; up to one frame for each thread if unset",
     )
     max_streams: Positive = Field(16, description="streams open at once")
     max_requests: Positive = Field(32, description="POST /v1/segment requests worked on at once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import cast
 
 from service.backends.base import Backend, BackendFactory
@@ -11,32 +12,41 @@ from service.errors import BackendError
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "service.backends.onnxruntime:OnnxRuntimeBackend",
+    "openvino": "service.backends.openvino:OpenVinoBackend",
     "fake": "service.backends.fake:FakeBackend",
 }
-"""Name -> "module:Class". The class opens a bundle: `Class(bundle, batch_sizes=..., threads=...)`."""
+"""Name -> "module:Class". The class opens a bundle: `Class(bundle, batch_sizes=..., threads=..., precision=...)`."""
 
-EXTRAS = {"onnxruntime": "cpu"}
+EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu"}
 """The optional dependencies, as in `pip install surgseg[cpu]`, that bring a backend's library."""
 
-AUTO_ORDER = ("onnxruntime",)
-"""What `auto` tries, fastest first; the first whose library is installed is taken."""
+AUTO_ORDER = ("openvino", "onnxruntime")
+"""What `auto` tries, fastest first: the first that is installed and has no reason against this machine is taken."""
+
+_log = logging.getLogger(__name__)
 
 
 def open_backend(
-    name: str, bundle: Bundle, *, batch_sizes: tuple[int, ...] = (1,), threads: int | None = None
+    name: str,
+    bundle: Bundle,
+    *,
+    batch_sizes: tuple[int, ...] = (1,),
+    threads: int | None = None,
+    precision: str | None = None,
 ) -> Backend:
-    """Open a bundle with the backend `name`, or with the first installed one for "auto".
+    """Open a bundle with the backend `name`, or with the fastest of this machine for "auto".
 
-    `threads` is the number one inference may use; None means every physical core this process may run on.
-    Call it from the thread that will use the backend. Raises BackendError when the name is unknown or the
-    library is missing, BundleError when the runtime refuses the model or the graph is not what the card says.
+    `threads` is the number one inference may use; None means every physical core this process may run on. `precision`
+    is float32 or bfloat16; None means the fastest that keeps the bundle's labels. Call it from the thread that will
+    use the backend. Raises BackendError when the name is unknown, the library is missing or the precision is not to
+    be had, BundleError when the runtime refuses the model or the graph is not what the card says.
     """
     sizes = tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes are positive, got {batch_sizes}")
     if name == "auto":
-        return _open_first_installed(bundle, sizes, threads)
-    return load_backend(name)(bundle, batch_sizes=sizes, threads=threads)
+        return _choose_backend()(bundle, batch_sizes=sizes, threads=threads, precision=precision)
+    return load_backend(name)(bundle, batch_sizes=sizes, threads=threads, precision=precision)
 
 
 def load_backend(name: str) -> BackendFactory:
@@ -59,13 +69,18 @@ def load_backend(name: str) -> BackendFactory:
     return cast(BackendFactory, getattr(module, class_name))
 
 
-def _open_first_installed(bundle: Bundle, batch_sizes: tuple[int, ...], threads: int | None) -> Backend:
+def _choose_backend() -> BackendFactory:
+    """The first of AUTO_ORDER that is installed and suits the machine. Raises BackendError where there is none."""
     refusals = []
     for name in AUTO_ORDER:
         try:
             factory = load_backend(name)
         except BackendError as error:
             refusals.append(error)
+            _log.info("auto passes over %s: it is not installed", name)
             continue
-        return factory(bundle, batch_sizes=batch_sizes, threads=threads)
-    raise refusals[0]
+        if reason := factory.reason_against():
+            _log.info("auto passes over %s: %s", name, reason)
+            continue
+        return factory
+    raise refusals[-1]

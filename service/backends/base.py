@@ -1,9 +1,7 @@
-"""What every backend keeps to, and what they share: checks of their input and the cores they may use."""
+"""What every backend keeps to, and the checks of their input that they share."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
 from service.contract.model_card import CONFIDENCE, InputSize, ModelCard
-from service.errors import BundleError
+from service.errors import BackendError, BundleError
 
 Images = NDArray[np.uint8]
 Masks = NDArray[np.uint8]
@@ -49,7 +47,13 @@ class Backend(Protocol):
 class BackendFactory(Protocol):
     """A backend's class, seen as the function that opens a bundle."""
 
-    def __call__(self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None) -> Backend: ...
+    def __call__(
+        self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None, precision: str | None
+    ) -> Backend: ...
+
+    def reason_against(self) -> str | None:
+        """Why "auto" passes over this runtime on this machine, in words; None where nothing is against it."""
+        ...
 
 
 def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, ...]) -> None:
@@ -61,6 +65,21 @@ def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, .
         raise ValueError(f"images are {batch_sizes} x {expected}, got {images_nhwc.shape}")
 
 
+def require_precision(name: str, precision: str, asked: str | None) -> None:
+    """Raise BackendError where another precision is asked for than the only one there is."""
+    if asked not in (None, precision):
+        raise BackendError(
+            f"The backend {name} runs this bundle in {precision} only.",
+            precision,
+            f"Not {asked}: leave it out.",
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What a runtime's exception says, without its stack of calls."""
+    return (str(error).strip().splitlines() or [error.__class__.__name__])[0].rstrip(".")
+
+
 def require_confidence(card: ModelCard) -> None:
     """Raise BundleError unless the card's model gives confidences."""
     if not card.has_confidence:
@@ -69,35 +88,3 @@ def require_confidence(card: ModelCard) -> None:
             f"a model with the output {CONFIDENCE!r}",
             "Make one with `surgseg-export bundle --confidence`.",
         )
-
-
-def available_cores() -> int:
-    """Physical cores this process may use: its affinity, hyperthreads counted once, and its CPU quota."""
-    return max(1, min(len(list_cores()), _cpu_quota()))
-
-
-def list_cores() -> list[int]:
-    """The first logical processor, counted from 0, of each physical core that this process may use."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    first: dict[str, int] = {}
-    for cpu in sorted(allowed):
-        first.setdefault(_siblings_of(cpu), cpu)
-    return list(first.values())
-
-
-def _siblings_of(cpu: int) -> str:
-    try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(
-            encoding="ascii"
-        )
-    except OSError:
-        return str(cpu)
-
-
-def _cpu_quota() -> int:
-    """Whole cores of the container's CPU quota (cgroup v2); as many as there are where it has none."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return os.cpu_count() or 1

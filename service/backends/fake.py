@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.backends.base import Confidences, Images, Masks, check_images, require_confidence
+from service.backends.base import (
+    Confidences,
+    Images,
+    Masks,
+    check_images,
+    require_confidence,
+    require_precision,
+)
 from service.contract.bundle import Bundle
 from service.errors import BackendError
 
@@ -20,10 +27,23 @@ class FakeBackend:
     name = "fake"
     precision = "uint8"
 
-    def __init__(self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        batch_sizes: tuple[int, ...],
+        threads: int | None,
+        precision: str | None = None,
+    ) -> None:
+        require_precision(self.name, self.precision, precision)
         self.batch_sizes = batch_sizes
         self._card = bundle.card
         self._is_open = True
+
+    @staticmethod
+    def reason_against() -> str | None:
+        """See `BackendFactory.reason_against`."""
+        return None
 
     def segment(self, images_nhwc: Images) -> Masks:
         """See `Backend.segment`."""

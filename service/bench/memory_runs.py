@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from service.backends import open_backend
-from service.backends.base import Backend, available_cores
+from service.backends.base import Backend
 from service.bench.material import make_material
 from service.bench.model_runs import run_bare_loop, run_bare_loops
 from service.bench.running_service import start_service
@@ -24,6 +24,7 @@ from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks
 from service.pipeline.stream_terms import StreamTerms
+from service.processors import available_cores
 from service.settings import Settings
 from service.telemetry import Telemetry
 from service.wire import Codec

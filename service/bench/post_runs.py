@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from service.backends.base import available_cores
 from service.bench.child_process import Child
 from service.bench.material import make_material
 from service.bench.records import PostJob, PostResult
@@ -17,6 +16,7 @@ from service.bench.running_service import start_program, start_service
 from service.bench.scenarios import StreamSpec
 from service.contract.masks import from_png
 from service.errors import StreamError
+from service.processors import available_cores
 from service.push import summarize
 
 OURS = "surgseg"

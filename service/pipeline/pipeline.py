@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from service.backends.base import Backend, available_cores
+from service.backends.base import Backend
 from service.contract.bundle import Bundle
 from service.errors import NotFoundError, OverloadedError, UnavailableError
 from service.frames import SegmentedFrame, Stage
@@ -24,6 +24,7 @@ from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.stream_places import Place, StreamPlaces
 from service.pipeline.stream_terms import StreamTerms
 from service.pipeline.waiting_room import WaitingRoom
+from service.processors import available_cores
 from service.settings import Settings
 from service.streams.calibration import Calibration
 from service.streams.decoder_process import DecoderPool

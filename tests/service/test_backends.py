@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
 
-from service.backends import BACKENDS, load_backend, open_backend
-from service.backends.base import Backend, available_cores, list_cores
-from service.contract.bundle import MODEL_NAME, Bundle, hash_file, open_bundle
-from service.contract.model_card import CARD_NAME
+from service.backends import AUTO_ORDER, BACKENDS, load_backend, open_backend
+from service.backends.base import Backend
+from service.contract.bundle import Bundle, open_bundle
 from service.errors import BackendError, BundleError
+from service.processors import available_cores, list_cores
 from tests.conftest import expected_confidence
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        load_backend(name)
-    except BackendError:
-        return False
-    return True
+from tests.service.runtimes import RUNTIMES, is_installed
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +25,14 @@ def bundle(small_bundle: Path) -> Bundle:
     return open_bundle(small_bundle)
 
 
-@pytest.fixture(scope="module", params=[name for name in BACKENDS if _is_installed(name)])
+@pytest.fixture(scope="module", params=[name for name in BACKENDS if is_installed(name)])
 def confident_backend(request: pytest.FixtureRequest, confident_bundle: Path) -> Iterator[Backend]:
     opened = open_backend(request.param, open_bundle(confident_bundle), batch_sizes=(1, 3), threads=1)
     yield opened
     opened.close()
 
 
-@pytest.fixture(scope="module", params=[name for name in BACKENDS if _is_installed(name)])
+@pytest.fixture(scope="module", params=[name for name in BACKENDS if is_installed(name)])
 def backend(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Backend]:
     opened = open_backend(request.param, bundle, batch_sizes=(1, 3), threads=1)
     yield opened
@@ -118,7 +111,7 @@ def test_images_of_another_form_have_no_confidence(
         confident_backend.segment_with_confidence(images_nhwc)
 
 
-@pytest.mark.parametrize("name", [name for name in BACKENDS if _is_installed(name)])
+@pytest.mark.parametrize("name", [name for name in BACKENDS if is_installed(name)])
 def test_a_closed_backend_says_so_and_closes_twice(name: str, bundle: Bundle) -> None:
     opened = open_backend(name, bundle, threads=1)
     opened.close()
@@ -128,92 +121,87 @@ def test_a_closed_backend_says_so_and_closes_twice(name: str, bundle: Bundle) ->
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match=r"onnxruntme.*auto, onnxruntime, fake"):
+    with pytest.raises(BackendError, match=r"onnxruntme.*auto, onnxruntime, openvino, fake"):
         open_backend("onnxruntme", bundle)
 
 
 def test_a_missing_library_names_the_extra_to_install(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
-    monkeypatch.setitem(BACKENDS, "onnxruntime", "service.backends.not_installed:Backend")
+    for name in AUTO_ORDER:
+        monkeypatch.setitem(BACKENDS, name, "service.backends.not_installed:Backend")
     with pytest.raises(BackendError, match=r"surgseg\[cpu\]"):
         open_backend("auto", bundle)
 
 
-def test_auto_opens_a_real_runtime(bundle: Bundle) -> None:
+def test_auto_takes_the_first_that_has_no_reason_against_the_machine_and_says_why_not_another(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = AUTO_ORDER
     opened = open_backend("auto", bundle, threads=1)
-    assert opened.name == "onnxruntime"
+    assert opened.name == (second if load_backend(first).reason_against() else first)
+    opened.close()
+    monkeypatch.setattr(load_backend(first), "reason_against", lambda: "too old")
+    with caplog.at_level("INFO"):
+        opened = open_backend("auto", bundle, threads=1)
+    assert opened.name == second
+    assert f"auto passes over {first}: too old" in caplog.text
     opened.close()
 
 
-def test_a_second_output_of_another_form_is_refused(confident_bundle: Path, tmp_path: Path) -> None:
-    nodes = [
-        helper.make_node("ReduceMax", ["image"], ["mask"], axes=[3], keepdims=0),
-        helper.make_node("Cast", ["mask"], ["confidence"], to=TensorProto.FLOAT),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "float confidence",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 288, 512, 3])],
-        [
-            helper.make_tensor_value_info("mask", TensorProto.UINT8, ["N", 288, 512]),
-            helper.make_tensor_value_info("confidence", TensorProto.FLOAT, ["N", 288, 512]),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(BundleError, match=r"confidence.*float"):
-        open_backend("onnxruntime", _replace_model(confident_bundle, tmp_path, model.SerializeToString()))
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_precision_is_what_was_asked_for_or_an_error(name: str, bundle: Bundle) -> None:
+    opened = open_backend(name, bundle, threads=1, precision="float32")
+    assert opened.precision == "float32"
+    np.testing.assert_array_equal(opened.segment(bundle.golden_image_hwc[None])[0], bundle.golden_mask_hw)
+    opened.close()
+    with pytest.raises(BackendError, match="float64"):
+        open_backend(name, bundle, threads=1, precision="float64")
 
 
-@pytest.mark.parametrize(
-    ("element_type", "input_shape", "output_name", "message"),
-    [
-        (TensorProto.FLOAT, ["N", 8, 8, 3], "mask", "image.*float"),
-        (TensorProto.UINT8, ["N", 3, 288, 512], "mask", "288, 512"),
-        (TensorProto.UINT8, [1, 288, 512, 3], "mask", "dynamic N"),
-        (TensorProto.UINT8, ["N", 288, 512, 3], "labels", "no output 'mask'"),
-    ],
-    ids=["float input", "channels first", "fixed batch", "other output"],
-)
-def test_a_graph_unlike_its_card_is_refused(
-    small_bundle: Path,
-    tmp_path: Path,
-    element_type: int,
-    input_shape: list[int | str],
-    output_name: str,
-    message: str,
+@pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
+def test_openvino_computes_bfloat16_where_the_processor_does(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node = helper.make_node("Cast", ["image"], [output_name], to=TensorProto.UINT8)
-    graph = helper.make_graph(
-        [node],
-        "other",
-        [helper.make_tensor_value_info("image", element_type, input_shape)],
-        [helper.make_tensor_value_info(output_name, TensorProto.UINT8, input_shape)],
+    from service.backends import openvino as module
+
+    assert sys.modules["openvino_telemetry"] is None, "nothing of it may reach the internet"
+    opened = open_backend("openvino", bundle, threads=1)
+    assert opened.precision == (
+        "bfloat16" if load_backend("openvino").reason_against() is None else "float32"
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    with pytest.raises(BundleError, match=message):
-        open_backend("onnxruntime", _replace_model(small_bundle, tmp_path, model.SerializeToString()))
-
-
-def test_a_model_file_that_is_no_model_is_refused(small_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot open"):
-        open_backend("onnxruntime", _replace_model(small_bundle, tmp_path, b"not a model"))
+    opened.close()
+    monkeypatch.setattr(module, "_computes_bfloat16", lambda core: False)
+    assert "bfloat16" in str(load_backend("openvino").reason_against())
+    opened = open_backend("openvino", bundle, threads=1)
+    assert opened.precision == "float32"
+    opened.close()
+    with pytest.raises(BackendError, match=r"does not compute bfloat16.*Choose float32"):
+        open_backend("openvino", bundle, threads=1, precision="bfloat16")
 
 
 def test_there_is_at_least_one_core() -> None:
     assert available_cores() >= 1
 
 
-def _replace_model(small_bundle: Path, tmp_path: Path, model: bytes) -> Bundle:
-    folder = tmp_path / "bundle"
-    bundle = open_bundle(small_bundle)
-    (folder / "golden").mkdir(parents=True)
-    for name in (name for name in bundle.card.files if name.startswith("golden/")):
-        (folder / name).write_bytes((small_bundle / name).read_bytes())
-    (folder / MODEL_NAME).write_bytes(model)
-    files = {**bundle.card.files, MODEL_NAME: hash_file(folder / MODEL_NAME)}
-    bundle.card.model_copy(update={"files": files}).save(folder / CARD_NAME)
-    return open_bundle(folder)
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_pictures_run_side_by_side_have_the_masks_that_they_have_alone(
+    name: str, confident_bundle: Path
+) -> None:
+    bundle = open_bundle(confident_bundle)
+    golden = bundle.golden_image_hwc
+    batch = np.stack([golden, 255 - golden, np.ascontiguousarray(golden[:, ::-1])])
+    together = open_backend(name, bundle, batch_sizes=(1, 2, 3), threads=2)
+    alone = open_backend(name, bundle, threads=1)
+    for count in (1, 2, 3):
+        masks_nhw, confidences_nhw = together.segment_with_confidence(batch[:count])
+        np.testing.assert_array_equal(masks_nhw, together.segment(batch[:count]))
+        for index in range(count):
+            mask_1hw, confidence_1hw = alone.segment_with_confidence(batch[index : index + 1])
+            np.testing.assert_array_equal(masks_nhw[index], mask_1hw[0])
+            np.testing.assert_array_equal(confidences_nhw[index], confidence_1hw[0])
+    together.close()
+    alone.close()
 
 
 def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
@@ -223,12 +211,12 @@ def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
 
     monkeypatch.setattr(module, "list_cores", lambda: [0, 2, 5])
     monkeypatch.setattr(module, "available_cores", lambda: 3)
-    assert module._plan_affinities(3) == "3;6"
-    assert module._plan_affinities(2) == module._plan_affinities(1) == ""
+    assert module._plan_helpers(3) == [2, 5]
+    assert module._plan_helpers(2) == module._plan_helpers(1) == []
     monkeypatch.setattr(
         module, "available_cores", lambda: 2
     )  # a container's quota: the others' threads run there too
-    assert module._plan_affinities(3) == module._plan_affinities(2) == ""
+    assert module._plan_helpers(3) == module._plan_helpers(2) == []
 
 
 def test_a_thread_of_its_own_is_bound_to_the_free_core_and_let_go(bundle: Bundle) -> None:

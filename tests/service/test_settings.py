@@ -24,6 +24,12 @@ def test_the_environment_is_read_and_the_command_line_wins(monkeypatch: pytest.M
     assert settings.batch_sizes == (1, 2, 4)
 
 
+def test_batches_hold_up_to_one_frame_for_each_thread() -> None:
+    assert load_settings(threads=3).batch_sizes == (1, 2, 3)
+    assert load_settings(threads=1).batch_sizes == (1,)
+    assert load_settings(threads=64).batch_sizes[-1] < 64
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

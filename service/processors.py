@@ -1,0 +1,38 @@
+"""The processors that this process may use."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def available_cores() -> int:
+    """Physical cores this process may use: its affinity, hyperthreads counted once, and its CPU quota."""
+    return max(1, min(len(list_cores()), _cpu_quota()))
+
+
+def list_cores() -> list[int]:
+    """The first logical processor, counted from 0, of each physical core that this process may use."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    first: dict[str, int] = {}
+    for cpu in sorted(allowed):
+        first.setdefault(_siblings_of(cpu), cpu)
+    return list(first.values())
+
+
+def _siblings_of(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(
+            encoding="ascii"
+        )
+    except OSError:
+        return str(cpu)
+
+
+def _cpu_quota() -> int:
+    """Whole cores of the container's CPU quota (cgroup v2); as many as there are where it has none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return os.cpu_count() or 1

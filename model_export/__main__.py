@@ -1,4 +1,4 @@
-"""The command surgseg-export: bundle, check, evaluate, reliability. Each is imported only when chosen."""
+"""The command surgseg-export: bundle, check, evaluate, reliability, bench, adapt. Each is imported only when chosen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ COMMANDS = {
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),
+    "bench": ("model_export.bench_command", "measure every runtime and precision that this machine has"),
     "adapt": ("model_export.adapt_command", "turn labeled and unlabeled frames of a site into a bundle"),
 }
 

@@ -1,6 +1,6 @@
 """`surgseg segment`: pictures, folders and videos to mask and overlay files, without a running service.
 
-The decoding, geometry and backends are the service's own, so a mask here equals the service's answer.
+The decoding, geometry and backends are the service's own, so the mask of a picture equals the service's answer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from service.output_files import (
 )
 from service.overlay import draw_overlay
 from service.recording import VideoWriter
-from service.streams.pictures import decode_picture
+from service.streams.pictures import decode_fitted, decode_picture
 from service.streams.video import VideoFile
 
 MAX_PIXELS = 200_000_000
@@ -62,28 +62,31 @@ class Segmenter:
     def __exit__(self, *_: object) -> None:
         self._backend.close()
 
-    def segment(self, image_hwc: Image) -> Mask:
-        """Class ids uint8 `(H, W)` of uint8 RGB `(H, W, 3)`, at the picture's own size."""
-        fit = self._plan_fit(image_hwc)
-        canvas_mask_hw = self._backend.segment(fit_image(image_hwc, fit)[None])[0]
-        return restore_mask(canvas_mask_hw, fit)
+    def fit(self, image_hwc: Image) -> tuple[Image, Fit]:
+        """A picture, uint8 RGB `(H, W, 3)`, on the model's canvas."""
+        height, width = image_hwc.shape[:2]
+        fit = plan_fit(height, width, self.card.input_size, self.card.fit)
+        return fit_image(image_hwc, fit), fit
 
-    def segment_with_confidence(self, image_hwc: Image) -> tuple[Mask, Confidence]:
+    def decode(self, data: bytes) -> tuple[Image, Fit]:
+        """A picture's bytes on the model's canvas, as the service decodes them; raises what `decode_fitted` raises."""
+        return decode_fitted(data, self.card.input_size, self.card.fit, max_pixels=MAX_PIXELS)[:2]
+
+    def segment(self, canvas_hwc: Image, fit: Fit) -> Mask:
+        """Class ids uint8 `(H, W)` at the picture's own size."""
+        return restore_mask(self._backend.segment(canvas_hwc[None])[0], fit)
+
+    def segment_with_confidence(self, canvas_hwc: Image, fit: Fit) -> tuple[Mask, Confidence]:
         """As `segment`, with 255 times the probability of each pixel's class, uint8 `(H, W)`.
 
         Raises BundleError when the bundle has no such output.
         """
-        fit = self._plan_fit(image_hwc)
-        masks_nhw, confidences_nhw = self._backend.segment_with_confidence(fit_image(image_hwc, fit)[None])
+        masks_nhw, confidences_nhw = self._backend.segment_with_confidence(canvas_hwc[None])
         return restore_mask(masks_nhw[0], fit), restore_mask(confidences_nhw[0], fit)
 
     def draw(self, image_hwc: Image, mask_hw: Mask) -> Image:
         """The picture with its mask drawn over it in the card's colours."""
         return draw_overlay(image_hwc, mask_hw, self.card.classes)
-
-    def _plan_fit(self, image_hwc: Image) -> Fit:
-        height, width = image_hwc.shape[:2]
-        return plan_fit(height, width, self.card.input_size, self.card.fit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,12 +167,14 @@ def _segment_pictures(segmenter: Segmenter, request: Request, jobs: tuple[Pictur
     outcome = Outcome()
     for job in tqdm(jobs, unit="picture", disable=None):
         try:
-            image_hwc = _read_picture(job.source)
+            data = _read_bytes(job.source)
+            canvas_hwc, fit = segmenter.decode(data)
         except (InvalidPictureError, PayloadTooLargeError) as error:
             outcome.failures.append(f"{job.source}: {error.found}")
             continue
-        mask_hw = _write_mask(segmenter, request, job, image_hwc)
+        mask_hw = _write_mask(segmenter, request, job, canvas_hwc, fit)
         if job.overlay_path is not None:
+            image_hwc = decode_picture(data, max_pixels=MAX_PIXELS)
             write_whole(job.overlay_path, _to_jpeg(segmenter.draw(image_hwc, mask_hw)))
         outcome.frames += 1
     return outcome
@@ -195,7 +200,7 @@ def _segment_video(segmenter: Segmenter, request: Request) -> Outcome:
             recording = stack.enter_context(writer)
         for image_hwc, pts_s in _until_damaged(video, outcome):
             job = request.layout.plan(request.source, Path(name, f"{outcome.frames:06d}"))
-            mask_hw = _write_mask(segmenter, request, job, image_hwc)
+            mask_hw = _write_mask(segmenter, request, job, *segmenter.fit(image_hwc))
             if recording is not None:
                 recording.write(segmenter.draw(image_hwc, mask_hw), pts_s)
             rows.writerow([job.mask_path.name, "" if pts_s is None else f"{pts_s:.6f}"])
@@ -204,12 +209,12 @@ def _segment_video(segmenter: Segmenter, request: Request) -> Outcome:
     return outcome
 
 
-def _write_mask(segmenter: Segmenter, request: Request, job: PictureJob, image_hwc: Image) -> Mask:
+def _write_mask(segmenter: Segmenter, request: Request, job: PictureJob, canvas_hwc: Image, fit: Fit) -> Mask:
     """Segment one picture or frame and write its mask, and its confidence where that is wanted; gives the mask."""
     if job.confidence_path is None:
-        mask_hw = segmenter.segment(image_hwc)
+        mask_hw = segmenter.segment(canvas_hwc, fit)
     else:
-        mask_hw, confidence_hw = segmenter.segment_with_confidence(image_hwc)
+        mask_hw, confidence_hw = segmenter.segment_with_confidence(canvas_hwc, fit)
         write_whole(job.confidence_path, to_png(confidence_hw))
     write_whole(job.mask_path, encode_mask(mask_hw, request.mask_format))
     return mask_hw
@@ -226,14 +231,13 @@ def _until_damaged(video: VideoFile, outcome: Outcome) -> Iterator[tuple[Image, 
         outcome.failures.append(error.found)
 
 
-def _read_picture(path: Path) -> Image:
+def _read_bytes(path: Path) -> bytes:
     try:
-        data = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise InvalidPictureError(
             f"It cannot be read ({error.strerror}).", "a picture file", "Check its permissions."
         ) from error
-    return decode_picture(data, max_pixels=MAX_PIXELS)
 
 
 def _to_jpeg(image_hwc: Image) -> bytes:

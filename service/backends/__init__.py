@@ -6,7 +6,9 @@ import importlib
 import logging
 from typing import cast
 
-from service.backends.base import Backend, BackendFactory
+import numpy as np
+
+from service.backends.base import GOLDEN_AGREEMENT, Backend, BackendFactory, measure_golden
 from service.contract.bundle import Bundle
 from service.errors import BackendError
 
@@ -21,7 +23,8 @@ EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu"}
 """The optional dependencies, as in `pip install surgseg[cpu]`, that bring a backend's library."""
 
 AUTO_ORDER = ("openvino", "onnxruntime")
-"""What `auto` tries, fastest first: the first that is installed and has no reason against this machine is taken."""
+"""What `auto` tries, fastest first: it takes the first that is installed, has no reason against this machine, and gives
+the bundle's golden mask."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +48,7 @@ def open_backend(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes are positive, got {batch_sizes}")
     if name == "auto":
-        return _choose_backend()(bundle, batch_sizes=sizes, threads=threads, precision=precision)
+        return _open_fastest(bundle, sizes, threads, precision)
     return load_backend(name)(bundle, batch_sizes=sizes, threads=threads, precision=precision)
 
 
@@ -69,8 +72,10 @@ def load_backend(name: str) -> BackendFactory:
     return cast(BackendFactory, getattr(module, class_name))
 
 
-def _choose_backend() -> BackendFactory:
-    """The first of AUTO_ORDER that is installed and suits the machine. Raises BackendError where there is none."""
+def _open_fastest(
+    bundle: Bundle, batch_sizes: tuple[int, ...], threads: int | None, precision: str | None
+) -> Backend:
+    """The first of AUTO_ORDER that does. Raises BackendError where none is installed, and what the last one raises."""
     refusals = []
     for name in AUTO_ORDER:
         try:
@@ -82,5 +87,19 @@ def _choose_backend() -> BackendFactory:
         if reason := factory.reason_against():
             _log.info("auto passes over %s: %s", name, reason)
             continue
-        return factory
+        backend = factory(bundle, batch_sizes=batch_sizes, threads=threads, precision=precision)
+        if name == AUTO_ORDER[-1] or (reason := _find_other_labels(bundle, backend)) is None:
+            return backend
+        _log.warning("auto passes over %s: %s", name, reason)
+        backend.close()
     raise refusals[-1]
+
+
+def _find_other_labels(bundle: Bundle, backend: Backend) -> str | None:
+    """What is wrong with the golden picture's mask, in words; None where nothing is."""
+    count = backend.batch_sizes[0]
+    masks_nhw = backend.segment(np.repeat(bundle.golden_image_hwc[None], count, axis=0))
+    agreement = measure_golden(bundle, masks_nhw)
+    if agreement >= GOLDEN_AGREEMENT:
+        return None
+    return f"in {backend.precision} it gives {agreement:.2%} of the golden picture's labels"

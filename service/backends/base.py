@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -11,23 +14,28 @@ from service.contract.bundle import Bundle
 from service.contract.model_card import CONFIDENCE, InputSize, ModelCard
 from service.errors import BackendError, BundleError
 
+# A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
+GOLDEN_AGREEMENT = 0.999
+
 Images = NDArray[np.uint8]
 Masks = NDArray[np.uint8]
 Confidences = NDArray[np.uint8]
 
 
 class Backend(Protocol):
-    """An opened model. One thread, the engine's, opens, uses and closes it."""
+    """An opened model. One thread opens and closes it; `concurrency` threads may use it at once."""
 
     name: str
     precision: str
     batch_sizes: tuple[int, ...]
     """Batch sizes it was opened for, ascending; `segment` takes no other."""
+    concurrency: int
+    """How many calls of `segment` are worth making at once, from as many threads."""
 
     def segment(self, images_nhwc: Images) -> Masks:
         """Class ids uint8 `(N, H, W)` of RGB uint8 `(N, H, W, 3)`, C-contiguous, N one of `batch_sizes`.
 
-        The result may lie in a buffer of the backend's own and is valid until the next call. Raises
+        The result may lie in a buffer of the backend's own and is valid until the same thread's next call. Raises
         ValueError for images of another form, BackendError when the runtime fails.
         """
         ...
@@ -51,9 +59,38 @@ class BackendFactory(Protocol):
         self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None, precision: str | None
     ) -> Backend: ...
 
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions that this machine runs, the one it takes by itself last."""
+        ...
+
     def reason_against(self) -> str | None:
         """Why "auto" passes over this runtime on this machine, in words; None where nothing is against it."""
         ...
+
+
+def measure_golden(bundle: Bundle, masks_nhw: Masks) -> float:
+    """The share of the golden mask's labels that each of `masks_nhw` has, of the worst of them."""
+    return float((masks_nhw == bundle.golden_mask_hw).mean(axis=(1, 2)).min())
+
+
+class Occupancy:
+    """Knows how many threads are inside. Every method may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+
+    @contextmanager
+    def enter(self) -> Iterator[bool]:
+        """Be inside; gives whether nobody else was when we came."""
+        with self._lock:
+            self._inside += 1
+            is_alone = self._inside == 1
+        try:
+            yield is_alone
+        finally:
+            with self._lock:
+                self._inside -= 1
 
 
 def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, ...]) -> None:

@@ -37,8 +37,14 @@ class FakeBackend:
     ) -> None:
         require_precision(self.name, self.precision, precision)
         self.batch_sizes = batch_sizes
+        self.concurrency = 1
         self._card = bundle.card
         self._is_open = True
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """See `BackendFactory.precisions`."""
+        return ("uint8",)
 
     @staticmethod
     def reason_against() -> str | None:

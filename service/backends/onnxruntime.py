@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,13 @@ from service.backends.base import (
     Confidences,
     Images,
     Masks,
+    Occupancy,
     check_images,
     first_line,
     require_confidence,
     require_precision,
 )
 from service.backends.graphs import Tensor, check_graph
-from service.backends.lanes import Lanes
 from service.contract.bundle import Bundle
 from service.contract.model_card import CONFIDENCE, MASK
 from service.errors import BackendError, BundleError
@@ -33,9 +34,8 @@ _SPIN_US = 500
 class OnnxRuntimeBackend:
     """Runs `model.onnx` as it is. `precision` is what the model's metadata says it was exported at.
 
-    A batch of at least as many pictures as there are threads is run side by side, each picture on one thread: a thread
-    that another program delays then holds up one picture, not every operator of all (docs/results/realtime.md). A
-    smaller batch is run whole, each operator on all threads.
+    A call that comes alone runs each operator on all threads, bound to a core each. Calls that come while another is
+    under way share the threads evenly: a thread that is held up then delays one picture, not every operator of all.
     """
 
     name = "onnxruntime"
@@ -51,16 +51,23 @@ class OnnxRuntimeBackend:
         self.batch_sizes = batch_sizes
         self._card = bundle.card
         threads = threads or available_cores()
+        self.concurrency = min(threads, batch_sizes[-1])
         session = _open_session(bundle, threads)
-        self._freed_cores = _bind_caller(threads)
-        self._side_by_side: _SideBySide | None = None
-        if 1 < threads <= batch_sizes[-1]:
-            self._side_by_side = _SideBySide(bundle, threads)
+        self._session: Any | None = session
+        self._shared = (
+            session if self.concurrency == 1 else _open_session(bundle, threads // self.concurrency)
+        )
+        self._first_core = list_cores()[0] if _plan_helpers(threads) else None
+        self._occupancy = Occupancy()
         inputs, outputs = session.get_inputs(), session.get_outputs()
         check_graph(bundle, [_describe(each) for each in inputs], [_describe(each) for each in outputs])
         self.precision: str = session.get_modelmeta().custom_metadata_map.get("precision", "float32")
         require_precision(self.name, self.precision, precision)
-        self._session: Any | None = session
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """See `BackendFactory.precisions`."""
+        return ("float32",)
 
     @staticmethod
     def reason_against() -> str | None:
@@ -80,46 +87,24 @@ class OnnxRuntimeBackend:
 
     def close(self) -> None:
         """See `Backend.close`."""
-        self._session = None
-        if self._side_by_side is not None:
-            self._side_by_side.close()
-        if self._freed_cores:
-            os.sched_setaffinity(0, self._freed_cores)
-            self._freed_cores = set()
+        self._session = self._shared = None
 
     def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
         check_images(images_nhwc, self._card.input_size, self.batch_sizes)
-        if self._session is None:
-            raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
-        try:
-            if self._side_by_side is not None and len(images_nhwc) >= self._side_by_side.threads:
-                return self._side_by_side.run(outputs, images_nhwc)
-            results: list[NDArray[np.uint8]] = self._session.run(outputs, {"image": images_nhwc})
-        except Exception as error:
-            raise BackendError(
-                f"ONNX Runtime failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
-            ) from error
+        with self._occupancy.enter() as is_alone:
+            session = self._session if is_alone else self._shared
+            if session is None:
+                raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
+            try:
+                with _bound_to(self._first_core if is_alone else None):
+                    results: list[NDArray[np.uint8]] = session.run(outputs, {"image": images_nhwc})
+            except Exception as error:
+                raise BackendError(
+                    f"ONNX Runtime failed: {first_line(error)}.",
+                    "a mask",
+                    "Restart the service; check memory.",
+                ) from error
         return results
-
-
-class _SideBySide:
-    """The same model with a thread for each picture; the caller's thread is one of them."""
-
-    def __init__(self, bundle: Bundle, threads: int) -> None:
-        self.threads = threads
-        session = _open_session(bundle, 1)
-        self._lanes: Lanes[tuple[list[str], Images], list[NDArray[np.uint8]]] = Lanes(
-            lambda task: session.run(task[0], {"image": task[1]}), threads, _plan_helpers(threads)
-        )
-
-    def run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
-        """As the session's own `run`. Raises what it raises."""
-        tasks = [(outputs, images_nhwc[index : index + 1]) for index in range(len(images_nhwc))]
-        return [np.concatenate(parts) for parts in zip(*self._lanes.map(tasks), strict=True)]
-
-    def close(self) -> None:
-        """End the helping threads."""
-        self._lanes.close()
 
 
 def _open_session(bundle: Bundle, threads: int) -> Any:
@@ -163,17 +148,18 @@ def _plan_helpers(threads: int) -> list[int]:
     return cores[1:] if 1 < threads == len(cores) == available_cores() else []
 
 
-def _bind_caller(threads: int) -> set[int]:
-    """Give the calling thread the core that its helpers leave free; gives the cores that it had before, if it did.
-
-    Only a thread that is there for this backend, as the service's engine is: whatever the program's main thread starts
-    later would inherit the core.
-    """
-    if not _plan_helpers(threads) or threading.current_thread() is threading.main_thread():
-        return set()
-    before = set(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {list_cores()[0]})
-    return before
+@contextmanager
+def _bound_to(core: int | None) -> Iterator[None]:
+    """The calling thread on that core alone for the time being, as it was before afterwards; None leaves it alone."""
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def _describe(node: Any) -> Tensor:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import sys
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.backends.base import Confidences, Images, Masks, check_images, first_line, require_confidence
+from service.backends.base import (
+    Confidences,
+    Images,
+    Masks,
+    Occupancy,
+    check_images,
+    first_line,
+    require_confidence,
+)
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
 from service.contract.model_card import CONFIDENCE, MASK
@@ -28,8 +37,8 @@ _TYPES = {"u8": "uint8", "f32": "float32"}
 class OpenVinoBackend:
     """Runs `model.onnx` in `precision`: bfloat16 if the processor computes it, else float32, unless one is asked for.
 
-    A batch of at least as many pictures as there are threads is run side by side, each picture on one thread; a
-    smaller one picture by picture, each on all threads.
+    A call that comes alone runs on all threads. Calls that come while another is under way share the threads evenly: a
+    thread that is held up then delays one picture, not every operator of all. The pictures of a batch run in turn.
     """
 
     name = "openvino"
@@ -48,11 +57,18 @@ class OpenVinoBackend:
         core = openvino.Core()
         self.precision = _choose_precision(core, precision)
         model = _read_model(core, bundle)
-        self._in_turn = _Network(core, model, self.precision, threads, at_once=1)
-        self._side_by_side = self._in_turn
-        if 1 < threads <= batch_sizes[-1]:
-            self._side_by_side = _Network(core, model, self.precision, threads, at_once=threads)
+        self.concurrency = min(threads, batch_sizes[-1])
+        self._whole = _Network(core, model, self.precision, threads, at_once=1)
+        self._shared = self._whole
+        if self.concurrency > 1:
+            self._shared = _Network(core, model, self.precision, threads, at_once=self.concurrency)
+        self._occupancy = Occupancy()
         self._is_open = True
+
+    @staticmethod
+    def precisions() -> tuple[str, ...]:
+        """See `BackendFactory.precisions`."""
+        return ("float32", "bfloat16") if _computes_bfloat16(openvino.Core()) else ("float32",)
 
     @staticmethod
     def reason_against() -> str | None:
@@ -74,27 +90,25 @@ class OpenVinoBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         self._is_open = False
-        self._in_turn = self._side_by_side = None  # type: ignore[assignment]
+        self._whole = self._shared = None  # type: ignore[assignment]
 
     def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
         check_images(images_nhwc, self._card.input_size, self.batch_sizes)
         if not self._is_open:
             raise BackendError("The network is closed.", "an open backend", "Open the bundle again.")
-        is_full = len(images_nhwc) >= self._side_by_side.at_once
-        network = self._side_by_side if is_full else self._in_turn
-        try:
-            return network.run(outputs, images_nhwc)
-        except RuntimeError as error:
-            raise BackendError(
-                f"OpenVINO failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
-            ) from error
+        with self._occupancy.enter() as is_alone:
+            try:
+                return (self._whole if is_alone else self._shared).run(outputs, images_nhwc)
+            except RuntimeError as error:
+                raise BackendError(
+                    f"OpenVINO failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
+                ) from error
 
 
 class _Network:
-    """The model compiled for one picture a request, `at_once` of them, which share the threads."""
+    """The model compiled for one picture a request; `at_once` requests share the threads."""
 
     def __init__(self, core: Any, model: Any, precision: str, threads: int, at_once: int) -> None:
-        self.at_once = at_once
         compiled = core.compile_model(
             model,
             "CPU",
@@ -114,20 +128,22 @@ class _Network:
                 _PRECISIONS[precision],
                 "Choose another precision or backend.",
             )
-        self._requests = [compiled.create_infer_request() for _ in range(at_once)]
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(at_once):
+            self._idle.put(compiled.create_infer_request())
 
     def run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
         """The outputs of each picture, in arrays of our own. Raises RuntimeError."""
         count, height, width, _ = images_nhwc.shape
         results = [np.empty((count, height, width), np.uint8) for _ in outputs]
-        for first in range(0, count, self.at_once):
-            busy = list(zip(self._requests, range(first, count), strict=False))
-            for request, index in busy:
-                request.start_async({0: images_nhwc[index : index + 1]}, share_inputs=True)
-            for request, index in busy:
-                request.wait()
+        request = self._idle.get()
+        try:
+            for index in range(count):
+                request.infer({0: images_nhwc[index : index + 1]}, share_inputs=True)
                 for result, name in zip(results, outputs, strict=True):
                     result[index] = request.get_tensor(name).data[0]
+        finally:
+            self._idle.put(request)
         return results
 
 

@@ -1,7 +1,8 @@
-"""One thread owns the backend: it opens it, proves it, feeds it and closes it."""
+"""The threads that run the backend: the first opens it and proves it, all feed it, the last to leave closes it."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.backends.base import Backend
+from service.backends.base import GOLDEN_AGREEMENT, Backend, measure_golden
 from service.contract.bundle import Bundle
 from service.errors import BackendError
 from service.frames import Frame, SegmentedFrame, Stage
@@ -18,9 +19,9 @@ from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
 from service.telemetry import Telemetry
 
-# A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
-GOLDEN_AGREEMENT = 0.999
 _COST_RUNS = 8
+_HELPER_ENDS_S = 10.0
+_MOST_IDLE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,7 @@ class BackendInfo:
 
 
 class Engine:
-    """Takes frames from the waiting room, runs them, hands the masks to `publish`.
+    """Takes frames from the waiting room, runs them, hands the masks to `publish`, in as many threads as pay.
 
     An error after start-up is told to `on_failure`: a dead engine must end the process. `drop` counts frames
     whose deadline has passed. When nothing came for `probe_interval_s`, the golden picture is run, so that
@@ -63,7 +64,7 @@ class Engine:
         self._probe_interval_s = probe_interval_s
         self._on_failure = on_failure
         self._opened: Future[BackendInfo] = Future()
-        self._worker = Worker("surgseg-engine", self._work, self._fail)
+        self._workers = [Worker("surgseg-engine", self._work, self._fail)]
         self.last_success_at = float("-inf")
 
     def start(self) -> Future[BackendInfo]:
@@ -72,12 +73,13 @@ class Engine:
         The result is there when all that is done; it raises BundleError, BackendError, or whatever else the
         runtime raised.
         """
-        self._worker.start()
+        self._workers[0].start()
         return self._opened
 
     def stop(self, timeout_s: float) -> bool:
         """Wait until the backend is closed, after the waiting room was; False when that took too long."""
-        return self._worker.join(timeout_s)
+        ends_at = time.monotonic() + timeout_s
+        return all(worker.join(max(0.0, ends_at - time.monotonic())) for worker in tuple(self._workers))
 
     def _fail(self, error: BaseException) -> None:
         if not self._opened.done():
@@ -93,30 +95,46 @@ class Engine:
             for batch_size in backend.batch_sizes:
                 self._run_golden(backend, batch_nhwc, batch_size)
             cost_s = self._measure_cost(backend, batch_nhwc)
+            helpers = [self._make_helper(backend, number) for number in range(2, backend.concurrency + 1)]
+            self._workers += helpers
+            for helper in helpers:
+                helper.start()
             self._opened.set_result(BackendInfo(backend.name, backend.precision, backend.batch_sizes, cost_s))
-            self._serve(backend, batch_nhwc)
+            self._serve(backend, batch_nhwc, self._probe_interval_s)
+            for helper in helpers:
+                helper.join(_HELPER_ENDS_S)
         finally:
             backend.close()
 
+    def _make_helper(self, backend: Backend, number: int) -> Worker:
+        def work() -> None:
+            size = self._bundle.card.input_size
+            batch_nhwc = np.zeros((_share_of_batch(backend), size.height, size.width, 3), np.uint8)
+            self._serve(backend, batch_nhwc, probe_interval_s=math.inf)  # one that probes is enough
+
+        return Worker(f"surgseg-engine-{number}", work, self._fail)
+
     def _measure_cost(self, backend: Backend, batch_nhwc: np.ndarray) -> float:
-        batch_size = backend.batch_sizes[-1]  # what runs when there is so much to do that costs matter
+        batch_size = backend.batch_sizes[0]
         used_s = time.process_time()
         for _ in range(_COST_RUNS):
             self._run_golden(backend, batch_nhwc, batch_size)
         return (time.process_time() - used_s) / _COST_RUNS / batch_size
 
-    def _serve(self, backend: Backend, batch_nhwc: np.ndarray) -> None:
-        limit = backend.batch_sizes[-1]
+    def _serve(self, backend: Backend, batch_nhwc: np.ndarray, probe_interval_s: float) -> None:
+        limit = _share_of_batch(backend)
         while True:
-            idle_s = self.last_success_at + self._probe_interval_s - time.monotonic()
-            taken = self._room.take(limit, max(0.0, idle_s))
+            probe_at = self.last_success_at + probe_interval_s
+            idle_s = min(max(0.0, probe_at - time.monotonic()), _MOST_IDLE_S)
+            taken = self._room.take(limit, idle_s)
             if taken is None:
                 return
             for drop in taken.drops:
                 self._drop(drop)
             if taken.frames:
                 self._run(backend, batch_nhwc, taken.frames)
-            elif not taken.drops:
+                self._room.done(taken)
+            elif not taken.drops and time.monotonic() >= probe_at:
                 self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
 
     def _run(self, backend: Backend, batch_nhwc: np.ndarray, frames: Sequence[Frame]) -> None:
@@ -146,7 +164,7 @@ class Engine:
                 f"uint8 {expected_shape}",
                 "Choose another backend with --backend.",
             )
-        agreement = float((masks_nhw == self._bundle.golden_mask_hw).mean(axis=(1, 2)).min())
+        agreement = measure_golden(self._bundle, masks_nhw)
         if agreement < GOLDEN_AGREEMENT:
             raise BackendError(
                 f"The backend {backend.name} gives {agreement:.2%} of the labels of the golden picture.",
@@ -154,3 +172,8 @@ class Engine:
                 "Choose another backend with --backend, or make the bundle again and check it.",
             )
         self.last_success_at = time.monotonic()
+
+
+def _share_of_batch(backend: Backend) -> int:
+    """The frames that one thread takes at once: the largest batch, divided among all."""
+    return max(1, backend.batch_sizes[-1] // backend.concurrency)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Container
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -115,14 +116,17 @@ class LatestFrames:
         self._turns.setdefault(frame.stream_id)
         return Drop(superseded, DropReason.SUPERSEDED) if superseded else None
 
-    def take(self, now: float, limit: int, ahead_s: float = 0.0) -> Taken:
+    def take(
+        self, now: float, limit: int, ahead_s: float = 0.0, running: Container[str] = frozenset()
+    ) -> Taken:
         """At most `limit` frames to run at the instant `now`, and the frames that would be sent too late.
 
-        `ahead_s` is the time that a frame taken now still needs before it is sent.
+        `ahead_s` is the time that a frame taken now still needs before it is sent. The streams of `running` wait: their
+        last frame is not done, and the next must not overtake it.
         """
         frames: list[Frame] = []
         drops: list[Drop] = []
-        line = list(self._turns)
+        line = [stream_id for stream_id in self._turns if stream_id not in running]
         for stream_id in sorted(line, key=lambda stream_id: -self._lanes[stream_id].rank):
             if len(frames) == limit:
                 break

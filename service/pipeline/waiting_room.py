@@ -23,6 +23,7 @@ class WaitingRoom:
         self._lock = threading.Lock()
         self._has_frames = threading.Condition(self._lock)
         self._has_room = threading.Condition(self._lock)
+        self._running: set[str] = set()
         self._is_closed = False
 
     def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1, priority: int = 0) -> None:
@@ -52,18 +53,28 @@ class WaitingRoom:
             self._costs.add(stage, seconds, self._clock())
 
     def take(self, limit: int, timeout_s: float) -> Taken | None:
-        """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed."""
+        """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed.
+
+        Their streams give no further frame until `done`, so that several engines keep each stream in order.
+        """
         ends_at = self._clock() + timeout_s
         with self._lock:
             while not self._is_closed:
                 now = self._clock()
-                taken = self._frames.take(now, limit, self._costs.estimate_ahead(now))
+                taken = self._frames.take(now, limit, self._costs.estimate_ahead(now), self._running)
+                self._running.update(frame.stream_id for frame in taken.frames)
                 if taken.frames or taken.drops or now >= ends_at:
                     if taken.drops:
                         self._has_room.notify_all()
                     return taken
                 self._has_frames.wait(ends_at - now)
         return None
+
+    def done(self, taken: Taken) -> None:
+        """The frames taken have been run and handed on."""
+        with self._lock:
+            self._running.difference_update(frame.stream_id for frame in taken.frames)
+            self._has_frames.notify_all()
 
     def finish(self, stream_id: str) -> None:
         """See `LatestFrames.finish`."""

@@ -32,8 +32,10 @@ class HeldBackend:
     name = "held"
     precision = "uint8"
 
-    def __init__(self, batch_sizes: tuple[int, ...]) -> None:
+    def __init__(self, batch_sizes: tuple[int, ...], concurrency: int) -> None:
         self.batch_sizes = batch_sizes
+        self.concurrency = concurrency
+        self.inside = 0
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -42,8 +44,10 @@ class HeldBackend:
         self.is_closed = False
 
     def segment(self, images_nhwc: np.ndarray) -> np.ndarray:
+        self.inside += 1
         self.entered.set()
         assert self.gate.wait(WAIT_S)
+        self.inside -= 1
         if self.fault is not None:
             raise self.fault
         self.calls.append(len(images_nhwc))
@@ -95,12 +99,12 @@ class Rig:
 
 @contextmanager
 def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
-    """A function that makes a rig, `make(*, is_started=True, **settings)`; all are stopped at the end."""
+    """A function that makes a rig, `make(*, is_started=True, concurrency=1, **settings)`; all stop at the end."""
     rigs: list[Rig] = []
 
-    def make(*, is_started: bool = True, **options: Any) -> Rig:
+    def make(*, is_started: bool = True, concurrency: int = 1, **options: Any) -> Rig:
         settings = Settings(_env_file=None, **{"deadline_s": WAIT_S, "admission": False, **options})
-        backend = HeldBackend(settings.batch_sizes)
+        backend = HeldBackend(settings.batch_sizes, concurrency)
         telemetry = Telemetry(settings.batch_sizes)
         fatal: list[BaseException] = []
         pipeline = Pipeline(bundle, lambda: backend, settings, telemetry, fatal.append)

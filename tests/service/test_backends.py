@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +149,23 @@ def test_auto_takes_the_first_that_has_no_reason_against_the_machine_and_says_wh
     opened.close()
 
 
+def test_auto_passes_over_a_runtime_that_gives_other_labels(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = AUTO_ORDER
+    monkeypatch.setattr(load_backend(first), "reason_against", lambda: None)
+    segment = load_backend(first).segment  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        load_backend(first), "segment", lambda self, images_nhwc: 1 - segment(self, images_nhwc)
+    )
+    opened = open_backend("auto", bundle, threads=1)
+    assert opened.name == second
+    assert (
+        f"auto passes over {first}: in {load_backend(first).precisions()[-1]} it gives 0.00%" in caplog.text
+    )
+    opened.close()
+
+
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_precision_is_what_was_asked_for_or_an_error(name: str, bundle: Bundle) -> None:
     opened = open_backend(name, bundle, threads=1, precision="float32")
@@ -185,23 +202,35 @@ def test_there_is_at_least_one_core() -> None:
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_pictures_run_side_by_side_have_the_masks_that_they_have_alone(
-    name: str, confident_bundle: Path
-) -> None:
+def test_calls_made_at_once_have_the_masks_that_they_have_alone(name: str, confident_bundle: Path) -> None:
     bundle = open_bundle(confident_bundle)
     golden = bundle.golden_image_hwc
-    batch = np.stack([golden, 255 - golden, np.ascontiguousarray(golden[:, ::-1])])
-    together = open_backend(name, bundle, batch_sizes=(1, 2, 3), threads=2)
-    alone = open_backend(name, bundle, threads=1)
-    for count in (1, 2, 3):
-        masks_nhw, confidences_nhw = together.segment_with_confidence(batch[:count])
-        np.testing.assert_array_equal(masks_nhw, together.segment(batch[:count]))
-        for index in range(count):
-            mask_1hw, confidence_1hw = alone.segment_with_confidence(batch[index : index + 1])
-            np.testing.assert_array_equal(masks_nhw[index], mask_1hw[0])
-            np.testing.assert_array_equal(confidences_nhw[index], confidence_1hw[0])
-    together.close()
-    alone.close()
+    pictures = [golden, 255 - golden, np.ascontiguousarray(golden[:, ::-1]), golden // 2]
+    opened = open_backend(name, bundle, batch_sizes=(1, 2), threads=2)
+    assert opened.concurrency == 2
+    alone = [tuple(part.copy() for part in opened.segment_with_confidence(each[None])) for each in pictures]
+
+    def compare(number: int) -> int:
+        for turn in range(30):
+            index = (number + turn) % len(pictures)
+            together = opened.segment_with_confidence(pictures[index][None])
+            for found, expected in zip(together, alone[index], strict=True):
+                np.testing.assert_array_equal(found, expected)
+        return number
+
+    with ThreadPoolExecutor(opened.concurrency) as pool:
+        assert list(pool.map(compare, range(opened.concurrency))) == [0, 1]
+    opened.close()
+
+
+@pytest.mark.parametrize(("threads", "batch", "expected"), [(1, 4, 1), (2, 1, 1), (3, 2, 2)])
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_no_more_is_run_at_once_than_there_are_threads_and_places_in_a_batch(
+    name: str, bundle: Bundle, threads: int, batch: int, expected: int
+) -> None:
+    opened = open_backend(name, bundle, batch_sizes=tuple(range(1, batch + 1)), threads=threads)
+    assert opened.concurrency == expected
+    opened.close()
 
 
 def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
@@ -219,22 +248,22 @@ def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
     assert module._plan_helpers(3) == module._plan_helpers(2) == []
 
 
-def test_a_thread_of_its_own_is_bound_to_the_free_core_and_let_go(bundle: Bundle) -> None:
-    seen: list[set[int]] = []
+def test_the_calling_thread_is_bound_while_it_computes_and_then_as_it_was(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.backends import onnxruntime as module
 
-    def run() -> None:
-        seen.append(set(os.sched_getaffinity(0)))
-        backend = open_backend("onnxruntime", bundle)
-        seen.append(set(os.sched_getaffinity(0)))
-        backend.close()
-        seen.append(set(os.sched_getaffinity(0)))
-
-    before = set(os.sched_getaffinity(0))
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join(30)
-    assert seen[0] == seen[2] == before
-    assert seen[1] <= before
-    assert len(seen[1]) == 1 or available_cores() != len(list_cores()) or available_cores() == 1
-    open_backend("onnxruntime", bundle).close()
-    assert set(os.sched_getaffinity(0)) == before, "the main thread is left alone"
+    bound: list[set[int]] = []
+    bind = os.sched_setaffinity
+    monkeypatch.setattr(
+        module.os, "sched_setaffinity", lambda pid, cores: (bound.append(set(cores)), bind(pid, cores))
+    )
+    before = os.sched_getaffinity(0)
+    backend = open_backend("onnxruntime", bundle)
+    backend.segment(bundle.golden_image_hwc[None])
+    assert os.sched_getaffinity(0) == before
+    if module._plan_helpers(available_cores()):
+        assert bound == [{list_cores()[0]}, before]
+    else:
+        assert bound == []
+    backend.close()

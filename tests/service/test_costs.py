@@ -86,6 +86,7 @@ def test_the_waiting_room_drops_what_could_not_be_sent_in_time() -> None:
         room.offer(frame)
         taken = room.take(1, 0.0)
         assert taken is not None
+        room.done(taken)
         assert len(taken.frames) + len(taken.drops) == 1
         return [drop.reason for drop in taken.drops]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from service import offline
-from service.contract.geometry import Image
+from service.contract.geometry import Fit, Image
 from service.contract.masks import decode_mask, from_png
 from service.contract.model_card import ClassInfo
 from service.errors import BundleError, DataError, StreamError
@@ -226,11 +226,11 @@ def test_ctrl_c_leaves_what_was_finished_and_nothing_half_done(
     segmented = offline.Segmenter.segment
     calls = []
 
-    def interrupt(self: offline.Segmenter, image_hwc: Image) -> Any:
+    def interrupt(self: offline.Segmenter, canvas_hwc: Image, fit: Fit) -> Any:
         calls.append(1)
         if len(calls) == 5:
             raise KeyboardInterrupt
-        return segmented(self, image_hwc)
+        return segmented(self, canvas_hwc, fit)
 
     monkeypatch.setattr(offline.Segmenter, "segment", interrupt)
     with pytest.raises(KeyboardInterrupt):

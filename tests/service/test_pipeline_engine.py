@@ -14,6 +14,7 @@ from service.contract.bundle import open_bundle
 from service.contract.masks import decode_mask
 from service.errors import BackendError, InvalidPictureError, SurgsegError, UnavailableError
 from service.frames import DropReason
+from service.pipeline.latest_frames import Mode
 from tests.service.pipeline_rig import WAIT_S, Rig, eventually, picture, running_rigs
 
 
@@ -44,6 +45,38 @@ def test_frames_of_several_streams_share_a_padded_batch(make_rig: Callable[..., 
         assert answer is not None
         assert (decode_mask(answer.payload, "png") == (brightness > 127)).all()
     assert rig.metric("surgseg_batch_size_sum") == 4, "padding is not counted"
+
+
+def test_streams_run_at_once_where_the_backend_can_but_never_two_frames_of_one(
+    make_rig: Callable[..., Rig],
+) -> None:
+    rig = make_rig(batch_sizes=(1, 2), concurrency=2)
+    rig.backend.hold()
+    first, first_mailbox = rig.open(Mode.EVERY)
+    for brightness in (200, 20, 210):
+        rig.push_lossless(first, picture(brightness), brightness)
+    assert rig.backend.entered.wait(WAIT_S)
+    time.sleep(0.1)
+    assert rig.backend.inside == 1, "the second frame waits for the first"
+    second, second_mailbox = rig.open()
+    second.push(picture(0), 0)
+    eventually(lambda: rig.backend.inside == 2)
+    rig.backend.gate.set()
+    eventually(lambda: len(first_mailbox) == 3 and len(second_mailbox) == 1)
+    answers = [first_mailbox.take() for _ in range(3)]
+    assert [answer.segmented.frame.captured_at_us for answer in answers if answer] == [200, 20, 210]
+
+
+def test_a_thread_that_dies_beside_another_is_told_too(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(batch_sizes=(1, 2), concurrency=2)
+    rig.backend.hold()
+    blocked, _ = rig.open()
+    blocked.push(picture(0), 0)
+    assert rig.backend.entered.wait(WAIT_S)
+    rig.backend.fault = BackendError("The device is gone.", "a mask", "Restart.")
+    rig.backend.gate.set()
+    eventually(lambda: bool(rig.fatal))
+    assert rig.fatal == [rig.backend.fault]
 
 
 def test_a_dead_engine_is_told_once_and_to_every_stream(make_rig: Callable[..., Rig]) -> None:

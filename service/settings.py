@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     request_deadline_s: PositiveSeconds = Field(30.0, description="how long a posted picture may wait")
     decoder_memory_bytes: Positive = Field(2**30, description="what one video decoder may allocate")
     decoder_behind_s: PositiveSeconds = Field(
-        0.1, description="how late a live decoder may be before it skips"
+        0.06, description="how late a live decoder may be before it skips"
     )
     decoder_hang_s: PositiveSeconds = Field(3.0, description="how long a decoder may be silent over its work")
     decoder_restarts: Positive = Field(5, description="failures in a row that end a stream")

@@ -13,6 +13,8 @@ from service.pipeline.processor_costs import Newcomer
 from service.pipeline.workers import Worker
 
 _REVIEW_EVERY_S = 0.5
+# Sockets, wake-ups and the kernel take about a seventh on top of what is measured frame by frame.
+_OVERHEAD = 1.15
 
 
 class Gatekeeper:
@@ -50,7 +52,7 @@ class Gatekeeper:
     def learn(self, codec: str, pixels: int, picture_s: float) -> None:
         """Say beforehand what one picture of a codec costs, so that the first streams are not let in blindly."""
         with self._lock:
-            self._admission.learn(codec, pixels, picture_s, self.mask_cost_s)
+            self._admission.learn(codec, pixels, picture_s * _OVERHEAD, self.mask_cost_s * _OVERHEAD)
 
     def admit(self, stream_id: str, newcomer: Newcomer) -> None:
         """Let a stream in. Raises OverloadedError, which says when to try again."""
@@ -71,8 +73,8 @@ class Gatekeeper:
             self._admission.serve(
                 frame.stream_id,
                 pixels=frame.fit.source_width * frame.fit.source_height,
-                picture_s=frame.cost_s,
-                mask_s=self.mask_cost_s + segmented.cost_s,
+                picture_s=frame.cost_s * _OVERHEAD,
+                mask_s=(self.mask_cost_s + segmented.cost_s) * _OVERHEAD,
                 latency_s=frame.timeline.total_s,
                 now=time.monotonic(),
             )

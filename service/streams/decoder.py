@@ -46,6 +46,7 @@ from service.streams.decoder_messages import (
 )
 from service.streams.decoder_sources import PulledSource, open_source
 
+_NICENESS = 10  # frames that are decoded go first where the processor is short: more would only be superseded
 _PR_SET_PDEATHSIG = 1
 _MOST_WAITING = 16  # packets of a file that lie ready for the decoder
 _LONGEST_SILENCE_S = 1.0
@@ -259,6 +260,7 @@ def main(parent: int, connection_fd: int, memory_fd: int) -> None:
     if os.getppid() != parent:  # it died before it could take us with it
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICENESS)
     connection = Connection(connection_fd)
     try:
         message = connection.recv_bytes()

@@ -91,8 +91,13 @@ SCENARIOS: dict[str, Scenario] = {
         stagger_s=1.0,
     ),
     "disturbed": Scenario(
-        "two good H.264 streams of 720p25, alone and beside a stalled, a corrupt and a reconnecting one",
-        (Phase("alone", _TWO_GOOD), Phase("disturbed", _TWO_GOOD + _THREE_BAD)),
+        "two good H.264 streams of 720p25: alone, beside three more good ones, and beside a stalled, a corrupt and a "
+        "reconnecting one",
+        (
+            Phase("alone", _TWO_GOOD),
+            Phase("beside good ones", (_H264_720P25,) * 5),
+            Phase("beside bad ones", _TWO_GOOD + _THREE_BAD),
+        ),
         seconds=20.0,
         rounds=3,
     ),

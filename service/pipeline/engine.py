@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from service.pipeline.workers import Worker
 from service.telemetry import Telemetry
 
 _COST_RUNS = 8
+_PROOFS_AT_ONCE = 5
 _HELPER_ENDS_S = 10.0
 _MOST_IDLE_S = 60.0
 
@@ -90,10 +91,10 @@ class Engine:
     def _work(self) -> None:
         backend = self._open_backend()
         try:
-            size = self._bundle.card.input_size
-            batch_nhwc = np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
+            batch_nhwc = self._make_batch(backend)
             for batch_size in backend.batch_sizes:
                 self._run_golden(backend, batch_nhwc, batch_size)
+            self._prove_at_once(backend)
             cost_s = self._measure_cost(backend, batch_nhwc)
             helpers = [self._make_helper(backend, number) for number in range(2, backend.concurrency + 1)]
             self._workers += helpers
@@ -108,11 +109,27 @@ class Engine:
 
     def _make_helper(self, backend: Backend, number: int) -> Worker:
         def work() -> None:
-            size = self._bundle.card.input_size
-            batch_nhwc = np.zeros((_share_of_batch(backend), size.height, size.width, 3), np.uint8)
-            self._serve(backend, batch_nhwc, probe_interval_s=math.inf)  # one that probes is enough
+            self._serve(
+                backend, self._make_batch(backend), probe_interval_s=math.inf
+            )  # one that probes is enough
 
         return Worker(f"surgseg-engine-{number}", work, self._fail)
+
+    def _make_batch(self, backend: Backend) -> np.ndarray:
+        size = self._bundle.card.input_size
+        return np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
+
+    def _prove_at_once(self, backend: Backend) -> None:
+        """Calls made at once may take another way through the backend than one alone: it must give the same masks."""
+
+        def prove(_: int) -> None:
+            batch_nhwc = self._make_batch(backend)
+            for _ in range(_PROOFS_AT_ONCE):
+                self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
+
+        if backend.concurrency > 1:
+            with ThreadPoolExecutor(backend.concurrency) as pool:
+                list(pool.map(prove, range(backend.concurrency)))
 
     def _measure_cost(self, backend: Backend, batch_nhwc: np.ndarray) -> float:
         batch_size = backend.batch_sizes[0]
@@ -175,5 +192,6 @@ class Engine:
 
 
 def _share_of_batch(backend: Backend) -> int:
-    """The frames that one thread takes at once: the largest batch, divided among all."""
-    return max(1, backend.batch_sizes[-1] // backend.concurrency)
+    """The frames that one thread takes at once: the largest batch size that all together have in the largest batch."""
+    fair = max(backend.batch_sizes[0], backend.batch_sizes[-1] // backend.concurrency)
+    return max(size for size in backend.batch_sizes if size <= fair)

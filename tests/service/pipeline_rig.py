@@ -36,6 +36,8 @@ class HeldBackend:
         self.batch_sizes = batch_sizes
         self.concurrency = concurrency
         self.inside = 0
+        self.is_wrong_beside_others = False
+        self.lasts_s = 0.0
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Event()
@@ -47,11 +49,14 @@ class HeldBackend:
         self.inside += 1
         self.entered.set()
         assert self.gate.wait(WAIT_S)
+        time.sleep(self.lasts_s)
+        is_beside_others = self.inside > 1
         self.inside -= 1
         if self.fault is not None:
             raise self.fault
         self.calls.append(len(images_nhwc))
-        return (images_nhwc.sum(axis=3, dtype=np.uint16) > 3 * 127).astype(np.uint8)
+        is_wrong = self.is_wrong_beside_others and is_beside_others
+        return ((images_nhwc.sum(axis=3, dtype=np.uint16) > 3 * 127) ^ is_wrong).astype(np.uint8)
 
     def close(self) -> None:
         self.is_closed = True

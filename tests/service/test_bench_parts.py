@@ -262,7 +262,7 @@ def test_scenarios_are_what_their_names_say() -> None:
         "disturbed",
     }  # fmt: skip
     assert SCENARIOS["overload-8x1080p30-h264"].most_streams == 8
-    behaviours = [spec.behaviour for spec in SCENARIOS["disturbed"].phases[1].streams]
+    behaviours = [spec.behaviour for spec in SCENARIOS["disturbed"].phases[2].streams]
     assert sorted(behaviours) == ["corrupt", "reconnecting", "stalled", "steady", "steady"]
 
 
@@ -270,7 +270,7 @@ def test_options_change_the_streams_of_a_scenario() -> None:
     adapted = adapt_scenario(SCENARIOS["four-720p25"], streams=2, codec="h264", fps=10, size=(320, 180))
     assert adapted.phases[0].streams == (StreamSpec("h264", 320, 180, 10),) * 2
     disturbed = adapt_scenario(SCENARIOS["disturbed"], size=(320, 180))
-    assert {spec.behaviour for spec in disturbed.phases[1].streams} > {"steady"}
+    assert {spec.behaviour for spec in disturbed.phases[2].streams} > {"steady"}
     with pytest.raises(InvalidRequestError, match="--streams"):
         adapt_scenario(SCENARIOS["disturbed"], streams=3)
 

@@ -93,9 +93,9 @@ def test_a_running_service_and_a_video_of_one_s_own(server: Any, small_bundle: P
 def test_a_scenario_with_sources_that_misbehave(small_bundle: Path, tmp_path: Path, capsys: Any) -> None:
     options = ("--scenario", "disturbed", "--size", "320x180", "--seconds", "3", "--rounds", "1")
     report = measure(tmp_path / "figures.json", "--bundle", str(small_bundle), *options)
-    alone, disturbed = (phase["runs"][0] for phase in report["service"]["phases"])
-    check_run(alone)
-    check_run(disturbed)
+    alone, beside_good, disturbed = (phase["runs"][0] for phase in report["service"]["phases"])
+    for run in (alone, beside_good, disturbed):
+        check_run(run)
     streams = {stream["behaviour"]: stream for stream in disturbed["streams"]}
     assert streams["stalled"]["pushed"] == 25, "it is pushed for one second, and then no more"
     assert streams["reconnecting"]["connections"] >= 2

@@ -67,6 +67,36 @@ def test_streams_run_at_once_where_the_backend_can_but_never_two_frames_of_one(
     assert [answer.segmented.frame.captured_at_us for answer in answers if answer] == [200, 20, 210]
 
 
+def test_calls_made_at_once_are_proven_before_the_first_frame(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(batch_sizes=(1, 2), concurrency=2, is_started=False)
+    rig.backend.is_wrong_beside_others = True
+    rig.backend.lasts_s = 0.02
+    opened = rig.pipeline.start()
+    with pytest.raises(BackendError, match="golden picture"):
+        opened.result(WAIT_S)
+
+
+@pytest.mark.parametrize(("sizes", "frames"), [((1, 8), 1), ((1, 2, 4, 8), 4), ((4,), 4)])
+def test_a_thread_takes_its_share_of_the_largest_batch(
+    make_rig: Callable[..., Rig], sizes: tuple[int, ...], frames: int
+) -> None:
+    rig = make_rig(batch_sizes=sizes, concurrency=2)
+    rig.backend.hold()
+    blockers = [rig.open()[0] for _ in range(2)]
+    for number, blocker in enumerate(blockers, 1):
+        blocker.push(picture(0), 0)
+        eventually(lambda number=number: rig.backend.inside == number)
+    waiting = [rig.open() for _ in range(8)]
+    for stream, _ in waiting:
+        stream.push(picture(200), 0)
+    eventually(lambda: all(stream.ledger.pending for stream, _ in waiting))
+    time.sleep(0.1)
+    rig.backend.calls.clear()
+    rig.backend.gate.set()
+    eventually(lambda: all(len(mailbox) for _, mailbox in waiting))
+    assert set(rig.backend.calls[2:]) == {frames}
+
+
 def test_a_thread_that_dies_beside_another_is_told_too(make_rig: Callable[..., Rig]) -> None:
     rig = make_rig(batch_sizes=(1, 2), concurrency=2)
     rig.backend.hold()

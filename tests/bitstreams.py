@@ -31,22 +31,28 @@ def read_code(mask_hw: np.ndarray) -> int:
 
 
 def encode_units(
-    images: Iterable[np.ndarray], codec: str = "h264", *, keys_every: int = 10, **options: str
+    images: Iterable[np.ndarray],
+    codec: str = "h264",
+    *,
+    keys_every: int = 10,
+    pixels: str = "yuv420p",
+    is_interlaced: bool = False,
+    **options: str,
 ) -> list[bytes]:
     """Access units in Annex B form, in decoding order, parameter sets before every key frame."""
     images = list(images)
     context = cast(VideoCodecContext, av.CodecContext.create(ENCODERS[codec], "w"))
     context.height, context.width = images[0].shape[:2]
-    context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, 25), Fraction(25)
+    context.pix_fmt, context.time_base, context.framerate = pixels, Fraction(1, 25), Fraction(25)
     context.options = {
         "preset": "ultrafast",
         "tune": "zerolatency",
-        **_keep_keys(codec, keys_every),
+        **_keep_keys(codec, keys_every, is_interlaced),
         **options,
     }
     units: list[bytes] = []
     for number, image_hwc in enumerate(images):
-        frame = VideoFrame.from_ndarray(image_hwc, format="rgb24").reformat(format="yuv420p")
+        frame = VideoFrame.from_ndarray(image_hwc, format="rgb24").reformat(format=pixels)
         frame.pts, frame.pict_type = number, PictureType.NONE
         units += [bytes(packet) for packet in context.encode(frame)]
     return units + [bytes(packet) for packet in context.encode(None)]
@@ -59,9 +65,8 @@ def encode_codes(
     return encode_units((draw_code(number, width, height) for number in numbers), codec, **options)
 
 
-def _keep_keys(codec: str, keys_every: int) -> dict[str, str]:
+def _keep_keys(codec: str, keys_every: int, is_interlaced: bool) -> dict[str, str]:
+    keys = f"keyint={keys_every}:min-keyint={keys_every}:scenecut=0:repeat-headers=1"
     if codec == "h264":
-        return {"x264-params": f"keyint={keys_every}:min-keyint={keys_every}:scenecut=0:repeat-headers=1"}
-    return {
-        "x265-params": f"keyint={keys_every}:min-keyint={keys_every}:scenecut=0:repeat-headers=1:log-level=none"
-    }
+        return {"x264-params": f"{keys}:tff=1" if is_interlaced else keys}
+    return {"x265-params": f"{keys}:log-level=none"}

@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -162,6 +164,41 @@ def test_the_size_may_change_in_mid_stream(make_rig: Callable[..., Rig]) -> None
         (fit.source_width, fit.source_height, code) for fit, code in zip(fits, codes(answers), strict=True)
     ]
     assert found == expected
+
+
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "h264": [
+        {}, {"pixels": "yuv444p"}, {"is_interlaced": True}, {"pixels": "yuvj420p"}, {"pixels": "yuv422p10le"},
+        {"pixels": "gray"}, {},
+    ],
+    "hevc": [{}, {"pixels": "yuv444p"}, {"pixels": "yuv420p10le"}, {"pixels": "gray"}, {}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_pixel_format_range_and_interlacing_may_change_in_mid_stream(
+    make_rig: Callable[..., Rig], codec: str
+) -> None:
+    rig = make_rig()
+    stream, mailbox = rig.open(Mode.EVERY, codec)
+    units: list[bytes] = []
+    for number, form in enumerate(FORMS[codec]):
+        part = encode_codes(range(5 * number, 5 * number + 5), codec, keys_every=5, **form)
+        assert len(part) == 5
+        units += part
+    answers = push_and_collect(rig, stream, mailbox, units, len(units))
+    assert codes(answers) == list(range(len(units)))
+    assert [state for state, _ in rig.states] == [StreamState.RUNNING], "no decoder was lost"
+    assert stream.ledger.dropped == {}
+
+
+def test_interlaced_units_are_interlaced() -> None:
+    """Or the test above would prove nothing."""
+    for is_interlaced in (True, False):
+        context = av.CodecContext.create("h264", "r")
+        frames = context.decode(av.Packet(encode_codes([1], is_interlaced=is_interlaced)[0]))
+        frames += context.decode(None)
+        assert [frame.interlaced_frame for frame in frames] == [is_interlaced]
 
 
 def test_a_picture_beyond_the_limit_ends_the_stream_with_a_reason(make_rig: Callable[..., Rig]) -> None:

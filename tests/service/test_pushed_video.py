@@ -8,9 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import av
 import numpy as np
 import pytest
 
@@ -19,11 +17,12 @@ from service.contract.masks import decode_mask
 from service.frames import DropReason
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pushed_stream import PushedStream
-from service.pipeline.subscription import Answer, Subscription
+from service.pipeline.subscription import Answer
 from service.streams.decoded_video import StreamState
 from service.streams.pushed_video import PushedVideo
 from tests.bitstreams import encode_codes, encode_units, read_code
 from tests.service.pipeline_rig import Rig, eventually, is_conserved, running_rigs
+from tests.service.pushed_units import codes, collect, push_and_collect
 
 CODECS = ["h264", "hevc"]
 
@@ -32,40 +31,6 @@ CODECS = ["h264", "hevc"]
 def make_rig(small_bundle: Path) -> Iterator[Callable[..., Rig]]:
     with running_rigs(open_bundle(small_bundle)) as make:
         yield make
-
-
-def collect(rig: Rig, mailbox: Subscription, count: int) -> list[Answer]:
-    answers: list[Answer] = []
-
-    def has_enough() -> bool:
-        while (answer := mailbox.take()) is not None:
-            answers.append(answer)
-        return len(answers) >= count
-
-    eventually(has_enough)
-    return answers
-
-
-def push_and_collect(
-    rig: Rig, stream: PushedStream, mailbox: Subscription, units: list[bytes], count: int
-) -> list[Answer]:
-    """Push in a thread of its own, as a client does: a lossless stream holds back who does not read."""
-
-    def push() -> None:
-        for number, unit in enumerate(units):
-            rig.push_lossless(stream, unit, number + 1)
-
-    pusher = threading.Thread(target=push, daemon=True)
-    pusher.start()
-    answers = collect(rig, mailbox, count)
-    while pusher.is_alive():
-        answers += collect(rig, mailbox, 0)
-        pusher.join(0.01)
-    return answers
-
-
-def codes(answers: list[Answer]) -> list[int]:
-    return [read_code(decode_mask(answer.payload, "png")) for answer in answers]
 
 
 def decoder_pid(stream: PushedStream) -> int:
@@ -164,41 +129,6 @@ def test_the_size_may_change_in_mid_stream(make_rig: Callable[..., Rig]) -> None
         (fit.source_width, fit.source_height, code) for fit, code in zip(fits, codes(answers), strict=True)
     ]
     assert found == expected
-
-
-FORMS: dict[str, list[dict[str, Any]]] = {
-    "h264": [
-        {}, {"pixels": "yuv444p"}, {"is_interlaced": True}, {"pixels": "yuvj420p"}, {"pixels": "yuv422p10le"},
-        {"pixels": "gray"}, {},
-    ],
-    "hevc": [{}, {"pixels": "yuv444p"}, {"pixels": "yuv420p10le"}, {"pixels": "gray"}, {}],
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_pixel_format_range_and_interlacing_may_change_in_mid_stream(
-    make_rig: Callable[..., Rig], codec: str
-) -> None:
-    rig = make_rig()
-    stream, mailbox = rig.open(Mode.EVERY, codec)
-    units: list[bytes] = []
-    for number, form in enumerate(FORMS[codec]):
-        part = encode_codes(range(5 * number, 5 * number + 5), codec, keys_every=5, **form)
-        assert len(part) == 5
-        units += part
-    answers = push_and_collect(rig, stream, mailbox, units, len(units))
-    assert codes(answers) == list(range(len(units)))
-    assert [state for state, _ in rig.states] == [StreamState.RUNNING], "no decoder was lost"
-    assert stream.ledger.dropped == {}
-
-
-def test_interlaced_units_are_interlaced() -> None:
-    """Or the test above would prove nothing."""
-    for is_interlaced in (True, False):
-        context = av.CodecContext.create("h264", "r")
-        frames = context.decode(av.Packet(encode_codes([1], is_interlaced=is_interlaced)[0]))
-        frames += context.decode(None)
-        assert [frame.interlaced_frame for frame in frames] == [is_interlaced]
 
 
 def test_a_picture_beyond_the_limit_ends_the_stream_with_a_reason(make_rig: Callable[..., Rig]) -> None:

@@ -59,6 +59,7 @@ class Scenario:
 _JPEG_720P25 = StreamSpec("jpeg", 1280, 720, 25)
 _H264_720P25 = StreamSpec("h264", 1280, 720, 25)
 _EIGHT_1080P30 = (StreamSpec("h264", 1920, 1080, 30),) * 8
+_ALL_ADMITTED = {"SURGSEG_ADMISSION": "off"}
 _TWO_GOOD = (_H264_720P25,) * 2
 _THREE_BAD = (
     replace(_H264_720P25, behaviour="stalled"),
@@ -85,7 +86,7 @@ SCENARIOS: dict[str, Scenario] = {
         "eight H.264 streams of 1080p30, with admission and without",
         (
             Phase("with admission", _EIGHT_1080P30),
-            Phase("without admission", _EIGHT_1080P30, {"SURGSEG_ADMISSION": "off"}),
+            Phase("without admission", _EIGHT_1080P30, _ALL_ADMITTED),
         ),
         seconds=120.0,
         stagger_s=1.0,
@@ -94,9 +95,9 @@ SCENARIOS: dict[str, Scenario] = {
         "two good H.264 streams of 720p25: alone, beside three more good ones, and beside a stalled, a corrupt and a "
         "reconnecting one",
         (
-            Phase("alone", _TWO_GOOD),
-            Phase("beside good ones", (_H264_720P25,) * 5),
-            Phase("beside bad ones", _TWO_GOOD + _THREE_BAD),
+            Phase("alone", _TWO_GOOD, _ALL_ADMITTED),
+            Phase("beside good ones", (_H264_720P25,) * 5, _ALL_ADMITTED),
+            Phase("beside bad ones", _TWO_GOOD + _THREE_BAD, _ALL_ADMITTED),
         ),
         seconds=20.0,
         rounds=3,

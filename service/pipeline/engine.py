@@ -19,8 +19,7 @@ from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
 from service.telemetry import Telemetry
 
-_COST_RUNS = 8
-_PROOFS_AT_ONCE = 5
+_PROOFS_AT_ONCE = 8
 _HELPER_ENDS_S = 10.0
 _MOST_IDLE_S = 60.0
 
@@ -94,8 +93,7 @@ class Engine:
             batch_nhwc = self._make_batch(backend)
             for batch_size in backend.batch_sizes:
                 self._run_golden(backend, batch_nhwc, batch_size)
-            self._prove_at_once(backend)
-            cost_s = self._measure_cost(backend, batch_nhwc)
+            cost_s = self._prove_at_once(backend)
             helpers = [self._make_helper(backend, number) for number in range(2, backend.concurrency + 1)]
             self._workers += helpers
             for helper in helpers:
@@ -119,24 +117,23 @@ class Engine:
         size = self._bundle.card.input_size
         return np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
 
-    def _prove_at_once(self, backend: Backend) -> None:
-        """Calls made at once may take another way through the backend than one alone: it must give the same masks."""
+    def _prove_at_once(self, backend: Backend) -> float:
+        """Calls made at once may take another way through the backend than one alone: it must give the same masks.
+
+        Gives a frame's processor time, which matters when there is so much to do that they are made at once.
+        """
 
         def prove(_: int) -> None:
             batch_nhwc = self._make_batch(backend)
             for _ in range(_PROOFS_AT_ONCE):
-                self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
+                self._run_golden(backend, batch_nhwc, batch_size)
 
-        if backend.concurrency > 1:
-            with ThreadPoolExecutor(backend.concurrency) as pool:
-                list(pool.map(prove, range(backend.concurrency)))
-
-    def _measure_cost(self, backend: Backend, batch_nhwc: np.ndarray) -> float:
         batch_size = backend.batch_sizes[0]
-        used_s = time.process_time()
-        for _ in range(_COST_RUNS):
-            self._run_golden(backend, batch_nhwc, batch_size)
-        return (time.process_time() - used_s) / _COST_RUNS / batch_size
+        with ThreadPoolExecutor(backend.concurrency) as pool:
+            used_s = time.process_time()
+            list(pool.map(prove, range(backend.concurrency)))
+            used_s = time.process_time() - used_s
+        return used_s / (_PROOFS_AT_ONCE * backend.concurrency * batch_size)
 
     def _serve(self, backend: Backend, batch_nhwc: np.ndarray, probe_interval_s: float) -> None:
         limit = _share_of_batch(backend)

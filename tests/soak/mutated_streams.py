@@ -40,7 +40,7 @@ class GoodStream:
         self._units = encode_codes([number % 256 for number in range(_GOOD_CODES)], codec)  # type: ignore[arg-type]
         self._codec = codec
         self._ends = threading.Event()
-        self.pushed = self.answered = self.wrong = 0
+        self.pushed = self.answered = self.wrong = self.skipped = 0
         self.dropped: dict[str, int] = {}
         self.latency_ms: list[float] = []
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -67,6 +67,7 @@ class GoodStream:
         self.answered += 1
         self.wrong += read_code(message.mask_hw) != (message.captured_at_us - 1) % 256
         self.dropped = dict(message.dropped)
+        self.skipped = message.skipped
         self.latency_ms.append(sum(message.latency_ms.values()))
 
     def end(self) -> dict[str, Any]:
@@ -78,6 +79,7 @@ class GoodStream:
             "pushed": self.pushed,
             "answered": self.answered,
             "wrong": self.wrong,
+            "skipped": self.skipped,
             "dropped": self.dropped,
             "p99_ms": round(ranked[int(len(ranked) * 0.99)], 1) if ranked else None,
         }

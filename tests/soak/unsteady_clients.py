@@ -160,7 +160,8 @@ def find_faults(account: dict[str, Any]) -> list[str]:
     if account["memory growth"] >= MOST_GROWTH:
         faults.append(f"memory grew by {account['memory growth']:.1%} after the warm-up")
     for stream in account["good"]:
-        if stream["wrong"] or stream["answered"] + sum(stream["dropped"].values()) != stream["pushed"]:
+        accounted = stream["answered"] + stream["skipped"] + sum(stream["dropped"].values())
+        if stream["wrong"] or accounted != stream["pushed"]:
             faults.append(f"a good stream lost frames or got wrong masks: {stream}")
     return faults
 

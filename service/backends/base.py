@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
-from service.contract.model_card import CONFIDENCE, InputSize, ModelCard
+from service.contract.model_card import CONFIDENCE, MASK, InputSize, ModelCard
 from service.errors import BackendError, BundleError
 
 # A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
@@ -91,6 +92,42 @@ class Occupancy:
         finally:
             with self._lock:
                 self._inside -= 1
+
+
+class GraphBackend(ABC):
+    """What backends that run a bundle's graph have in common: checks, outputs by name, who is inside."""
+
+    def __init__(self, bundle: Bundle, batch_sizes: tuple[int, ...], threads: int) -> None:
+        self.batch_sizes = batch_sizes
+        self.concurrency = min(threads, batch_sizes[-1])
+        self._card = bundle.card
+        self._occupancy = Occupancy()
+        self._is_open = True
+
+    def segment(self, images_nhwc: Images) -> Masks:
+        """See `Backend.segment`."""
+        return self._run([MASK], images_nhwc)[0]
+
+    def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
+        """See `Backend.segment_with_confidence`."""
+        require_confidence(self._card)
+        masks_nhw, confidences_nhw = self._run([MASK, CONFIDENCE], images_nhwc)
+        return masks_nhw, confidences_nhw
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._is_open = False
+
+    @abstractmethod
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+        """Those outputs of checked images; `is_alone` says that no other call was under way. Raises BackendError."""
+
+    def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
+        check_images(images_nhwc, self._card.input_size, self.batch_sizes)
+        with self._occupancy.enter() as is_alone:
+            if not self._is_open:
+                raise BackendError("The backend is closed.", "an open backend", "Open the bundle again.")
+            return self._infer(outputs, images_nhwc, is_alone)
 
 
 def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, ...]) -> None:

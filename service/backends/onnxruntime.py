@@ -12,18 +12,13 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.backends.base import (
-    Confidences,
+    GraphBackend,
     Images,
-    Masks,
-    Occupancy,
-    check_images,
     first_line,
-    require_confidence,
     require_precision,
 )
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
-from service.contract.model_card import CONFIDENCE, MASK
 from service.errors import BackendError, BundleError
 from service.processors import available_cores, list_cores
 
@@ -31,7 +26,7 @@ _PROVIDER = "CPUExecutionProvider"
 _SPIN_US = 500
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(GraphBackend):
     """Runs `model.onnx` as it is. `precision` is what the model's metadata says it was exported at.
 
     A call that comes alone runs each operator on all threads, bound to a core each. Calls that come while another is
@@ -48,17 +43,14 @@ class OnnxRuntimeBackend:
         threads: int | None,
         precision: str | None = None,
     ) -> None:
-        self.batch_sizes = batch_sizes
-        self._card = bundle.card
         threads = threads or available_cores()
-        self.concurrency = min(threads, batch_sizes[-1])
+        super().__init__(bundle, batch_sizes, threads)
         session = _open_session(bundle, threads)
-        self._session: Any | None = session
+        self._session: Any = session
         self._shared = (
             session if self.concurrency == 1 else _open_session(bundle, threads // self.concurrency)
         )
         self._first_core = list_cores()[0] if _plan_helpers(threads) else None
-        self._occupancy = Occupancy()
         inputs, outputs = session.get_inputs(), session.get_outputs()
         check_graph(bundle, [_describe(each) for each in inputs], [_describe(each) for each in outputs])
         self.precision: str = session.get_modelmeta().custom_metadata_map.get("precision", "float32")
@@ -74,36 +66,20 @@ class OnnxRuntimeBackend:
         """See `BackendFactory.reason_against`."""
         return None
 
-    def segment(self, images_nhwc: Images) -> Masks:
-        """See `Backend.segment`."""
-        masks_nhw: Masks = self._run([MASK], images_nhwc)[0]
-        return masks_nhw
-
-    def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
-        """See `Backend.segment_with_confidence`."""
-        require_confidence(self._card)
-        masks_nhw, confidences_nhw = self._run([MASK, CONFIDENCE], images_nhwc)
-        return masks_nhw, confidences_nhw
-
     def close(self) -> None:
         """See `Backend.close`."""
+        super().close()
         self._session = self._shared = None
 
-    def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
-        check_images(images_nhwc, self._card.input_size, self.batch_sizes)
-        with self._occupancy.enter() as is_alone:
-            session = self._session if is_alone else self._shared
-            if session is None:
-                raise BackendError("The session is closed.", "an open backend", "Open the bundle again.")
-            try:
-                with _bound_to(self._first_core if is_alone else None):
-                    results: list[NDArray[np.uint8]] = session.run(outputs, {"image": images_nhwc})
-            except Exception as error:
-                raise BackendError(
-                    f"ONNX Runtime failed: {first_line(error)}.",
-                    "a mask",
-                    "Restart the service; check memory.",
-                ) from error
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+        session = self._session if is_alone else self._shared
+        try:
+            with _bound_to(self._first_core if is_alone else None):
+                results: list[NDArray[np.uint8]] = session.run(outputs, {"image": images_nhwc})
+        except Exception as error:
+            raise BackendError(
+                f"ONNX Runtime failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
+            ) from error
         return results
 
 

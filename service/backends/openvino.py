@@ -10,17 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.backends.base import (
-    Confidences,
+    GraphBackend,
     Images,
-    Masks,
-    Occupancy,
-    check_images,
     first_line,
-    require_confidence,
 )
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
-from service.contract.model_card import CONFIDENCE, MASK
 from service.errors import BackendError, BundleError
 from service.processors import available_cores, list_cores
 
@@ -34,7 +29,7 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
-class OpenVinoBackend:
+class OpenVinoBackend(GraphBackend):
     """Runs `model.onnx` in `precision`: bfloat16 if the processor computes it, else float32, unless one is asked for.
 
     A call that comes alone runs on all threads. Calls that come while another is under way share the threads evenly: a
@@ -51,19 +46,15 @@ class OpenVinoBackend:
         threads: int | None,
         precision: str | None = None,
     ) -> None:
-        self.batch_sizes = batch_sizes
-        self._card = bundle.card
         threads = threads or available_cores()
+        super().__init__(bundle, batch_sizes, threads)
         core = openvino.Core()
         self.precision = _choose_precision(core, precision)
         model = _read_model(core, bundle)
-        self.concurrency = min(threads, batch_sizes[-1])
         self._whole = _Network(core, model, self.precision, threads, at_once=1)
         self._shared = self._whole
         if self.concurrency > 1:
             self._shared = _Network(core, model, self.precision, threads, at_once=self.concurrency)
-        self._occupancy = Occupancy()
-        self._is_open = True
 
     @staticmethod
     def precisions() -> tuple[str, ...]:
@@ -77,32 +68,18 @@ class OpenVinoBackend:
             return None
         return "this processor does not compute bfloat16, and in float32 it is no faster than the next"
 
-    def segment(self, images_nhwc: Images) -> Masks:
-        """See `Backend.segment`."""
-        return self._run([MASK], images_nhwc)[0]
-
-    def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
-        """See `Backend.segment_with_confidence`."""
-        require_confidence(self._card)
-        masks_nhw, confidences_nhw = self._run([MASK, CONFIDENCE], images_nhwc)
-        return masks_nhw, confidences_nhw
-
     def close(self) -> None:
         """See `Backend.close`."""
-        self._is_open = False
+        super().close()
         self._whole = self._shared = None  # type: ignore[assignment]
 
-    def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
-        check_images(images_nhwc, self._card.input_size, self.batch_sizes)
-        if not self._is_open:
-            raise BackendError("The network is closed.", "an open backend", "Open the bundle again.")
-        with self._occupancy.enter() as is_alone:
-            try:
-                return (self._whole if is_alone else self._shared).run(outputs, images_nhwc)
-            except RuntimeError as error:
-                raise BackendError(
-                    f"OpenVINO failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
-                ) from error
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+        try:
+            return (self._whole if is_alone else self._shared).run(outputs, images_nhwc)
+        except RuntimeError as error:
+            raise BackendError(
+                f"OpenVINO failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
+            ) from error
 
 
 class _Network:

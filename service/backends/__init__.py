@@ -84,7 +84,7 @@ def _open_fastest(
             refusals.append(error)
             _log.info("auto passes over %s: it is not installed", name)
             continue
-        if reason := factory.reason_against():
+        if reason := factory.reason_against(precision):
             _log.info("auto passes over %s: %s", name, reason)
             continue
         backend = factory(bundle, batch_sizes=batch_sizes, threads=threads, precision=precision)

@@ -64,8 +64,11 @@ class BackendFactory(Protocol):
         """The precisions that this machine runs, the one it takes by itself last."""
         ...
 
-    def reason_against(self) -> str | None:
-        """Why "auto" passes over this runtime on this machine, in words; None where nothing is against it."""
+    def reason_against(self, precision: str | None = None) -> str | None:
+        """Why "auto" passes over this runtime here, in words; None where nothing is against it.
+
+        `precision` is the one asked for, if one is.
+        """
         ...
 
 
@@ -145,7 +148,7 @@ def require_precision(name: str, precision: str, asked: str | None) -> None:
         raise BackendError(
             f"The backend {name} runs this bundle in {precision} only.",
             precision,
-            f"Not {asked}: leave it out.",
+            f"Leave SURGSEG_PRECISION={asked} out, or choose another backend.",
         )
 
 

@@ -47,7 +47,7 @@ class FakeBackend:
         return ("uint8",)
 
     @staticmethod
-    def reason_against() -> str | None:
+    def reason_against(precision: str | None = None) -> str | None:
         """See `BackendFactory.reason_against`."""
         return None
 

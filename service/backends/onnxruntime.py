@@ -62,7 +62,7 @@ class OnnxRuntimeBackend(GraphBackend):
         return ("float32",)
 
     @staticmethod
-    def reason_against() -> str | None:
+    def reason_against(precision: str | None = None) -> str | None:
         """See `BackendFactory.reason_against`."""
         return None
 

@@ -62,8 +62,10 @@ class OpenVinoBackend(GraphBackend):
         return ("float32", "bfloat16") if _computes_bfloat16(openvino.Core()) else ("float32",)
 
     @staticmethod
-    def reason_against() -> str | None:
+    def reason_against(precision: str | None = None) -> str | None:
         """See `BackendFactory.reason_against`."""
+        if precision == "float32":
+            return "in float32 it is no faster than the next"
         if _computes_bfloat16(openvino.Core()):
             return None
         return "this processor does not compute bfloat16, and in float32 it is no faster than the next"

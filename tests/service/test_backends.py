@@ -141,7 +141,7 @@ def test_auto_takes_the_first_that_has_no_reason_against_the_machine_and_says_wh
     opened = open_backend("auto", bundle, threads=1)
     assert opened.name == (second if load_backend(first).reason_against() else first)
     opened.close()
-    monkeypatch.setattr(load_backend(first), "reason_against", lambda: "too old")
+    monkeypatch.setattr(load_backend(first), "reason_against", lambda precision: "too old")
     with caplog.at_level("INFO"):
         opened = open_backend("auto", bundle, threads=1)
     assert opened.name == second
@@ -149,11 +149,17 @@ def test_auto_takes_the_first_that_has_no_reason_against_the_machine_and_says_wh
     opened.close()
 
 
+def test_auto_takes_the_fastest_at_the_precision_that_is_asked_for(bundle: Bundle) -> None:
+    opened = open_backend("auto", bundle, threads=1, precision="float32")
+    assert (opened.name, opened.precision) == ("onnxruntime", "float32")
+    opened.close()
+
+
 def test_auto_passes_over_a_runtime_that_gives_other_labels(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first, second = AUTO_ORDER
-    monkeypatch.setattr(load_backend(first), "reason_against", lambda: None)
+    monkeypatch.setattr(load_backend(first), "reason_against", lambda precision: None)
     segment = load_backend(first).segment  # type: ignore[attr-defined]
     monkeypatch.setattr(
         load_backend(first), "segment", lambda self, images_nhwc: 1 - segment(self, images_nhwc)

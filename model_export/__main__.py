@@ -1,4 +1,4 @@
-"""The command surgseg-export: bundle, check, evaluate, reliability, bench, adapt. Each is imported only when chosen."""
+"""The command surgseg-export. What each of its commands needs is imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from service.errors import SurgsegError
 
 COMMANDS = {
     "bundle": ("model_export.bundle_command", "turn a checkpoint into a bundle"),
+    "migrate": ("model_export.migrate_command", "bring a bundle of an older format up to this one"),
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),

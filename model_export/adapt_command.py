@@ -220,7 +220,7 @@ def _export(
     bundle, agreement = write_bundle(checkpoint, arguments.out, description, images)
     size_mb = bundle.model_path.stat().st_size / 1e6
     announce("exported", f"{bundle.folder}: {bundle.card.name} {bundle.card.version}, {size_mb:.1f} MB")
-    lines = list(check(arguments.out, "auto", checkpoint, proof_images(proof, PROOF_FRAMES)))
+    lines = list(check(arguments.out, "auto", None, checkpoint, proof_images(proof, PROOF_FRAMES)))
     for line in lines:
         announce("checked", line)
     return {"folder": str(bundle.folder), "agreement": str(agreement), "checks": lines}

@@ -18,11 +18,13 @@ from tqdm import tqdm
 
 from model_export.runtime_figures import RuntimeJob, measure_runtime
 from service.backends import BACKENDS, load_backend
-from service.contract.bundle import open_bundle
+from service.contract.bundle import Bundle, open_bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError, InvalidRequestError
 from service.output_files import write_whole
 
-REFERENCE = ("onnxruntime", "float32")
+Runtime = tuple[str, Precision]
+REFERENCE: Runtime = ("onnxruntime-cpu", "float32")
 """What the labels of the others are compared with, and their speed divided by."""
 _LIMIT_SECONDS, _LIMIT_ROUNDS, _LIMIT_BATCH = 600.0, 100, 256
 
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measure, print the table, write what was asked for. Raises SurgsegError."""
     job = _read_job(arguments)
-    rows = measure_all(job, list_runtimes(), arguments.rounds)
+    rows = measure_all(job, list_runtimes(open_bundle(arguments.bundle)), arguments.rounds)
     print(format_table(rows))
     card = open_bundle(arguments.bundle).card
     report = {
@@ -63,22 +65,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def list_runtimes() -> list[tuple[str, str]]:
-    """(backend, precision) of all that is installed and computes here, the reference first; says what is missing."""
-    found = []
+def list_runtimes(bundle: Bundle) -> list[Runtime]:
+    """Every backend and precision that runs the bundle here, the reference first; says what is left out, and why."""
+    found: list[Runtime] = []
     for name in BACKENDS:
         if name == "fake":
             continue
         try:
-            found += [(name, precision) for precision in load_backend(name).precisions()]
+            factory = load_backend(name)
         except BackendError as error:
             print(f"left out: {error}", file=sys.stderr)
+            continue
+        for precision in reversed(factory.precisions):
+            if reason := factory.reason_against(bundle, precision):
+                print(f"left out: {name} in {precision}: {reason}", file=sys.stderr)
+            else:
+                found.append((name, precision))
     return sorted(found, key=lambda runtime: runtime != REFERENCE)
 
 
-def measure_all(job: RuntimeJob, runtimes: Sequence[tuple[str, str]], rounds: int) -> list[dict[str, Any]]:
+def measure_all(job: RuntimeJob, runtimes: Sequence[Runtime], rounds: int) -> list[dict[str, Any]]:
     """A row for each runtime: medians over the rounds, and each round's own figures. All take turns in every round."""
-    measured: dict[tuple[str, str], list[dict[str, Any]]] = {runtime: [] for runtime in runtimes}
+    measured: dict[Runtime, list[dict[str, Any]]] = {runtime: [] for runtime in runtimes}
     turns = [(number, runtime) for number in range(rounds) for runtime in runtimes]
     for number, (backend, precision) in tqdm(turns, desc="bench", unit="run", disable=None):
         one = replace(job, backend=backend, precision=precision, is_scored=number == 0)
@@ -121,7 +129,7 @@ def _measure_apart(job: RuntimeJob) -> dict[str, Any]:
 
 
 def _summarize(
-    runtime: tuple[str, str], rounds: Sequence[dict[str, Any]], reference_nhw: np.ndarray
+    runtime: Runtime, rounds: Sequence[dict[str, Any]], reference_nhw: np.ndarray
 ) -> dict[str, Any]:
     sizes = rounds[0]["batches"]
 
@@ -177,7 +185,7 @@ def _read_job(arguments: argparse.Namespace) -> RuntimeJob:
     return RuntimeJob(
         bundle=arguments.bundle,
         backend="",
-        precision="",
+        precision="float32",
         batch_sizes=tuple(sizes),
         seconds=arguments.seconds,
         threads=arguments.threads,

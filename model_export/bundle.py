@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
 import numpy as np
 from torch import nn
 
+from model_export.bundle_folder import check_target, fill_unseen
 from model_export.card import Description, draft_card
 from model_export.parity import (
     Agreement,
@@ -27,13 +24,13 @@ from model_export.pictures import draw_pictures
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
-from service.contract.bundle import GOLDEN_IMAGE, MODEL_NAME, Bundle, hash_file, open_bundle, required_files
+from service.contract.bundle import GOLDEN_IMAGE, Bundle, hash_file, open_bundle, required_files, save_card
 from service.contract.geometry import Image, fit_image, plan_fit
-from service.contract.model_card import CARD_NAME, InputSize, ModelCard, Parity
+from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity, Precision
 from service.errors import BundleError
 from training.checkpoint import Checkpoint
 
-BACKEND = "onnxruntime"
+BACKEND = "onnxruntime-cpu"
 GOLDEN_CANDIDATES = 8
 
 
@@ -55,7 +52,7 @@ def write_bundle(
     `folder` to be a bundle already. Raises BundleError, or DataError for a view that is not there, and then leaves
     `folder` as it was.
     """
-    _check_target(folder, replace)
+    check_target(folder, replace)
     predictor = checkpoint.build_predictor(view)
     card = draft_card(checkpoint, predictor, description, view=view, has_confidence=has_confidence)
     predict = reference_predict(predictor, has_confidence)
@@ -65,16 +62,9 @@ def write_bundle(
         if golden_image_hwc is None
         else fit_to_card(golden_image_hwc, card)
     )
-    try:
-        with _unseen(folder, replace) as partial:
-            card = _write_files(partial, predictor, card, golden_hwc, predict)
-            agreement = _prove(partial, card, predict, fitted)
-    except OSError as error:
-        raise BundleError(
-            f"{folder} cannot be written ({error.strerror or error}).",
-            "a folder to write to",
-            "Choose another --out.",
-        ) from error
+    with fill_unseen(folder, replace) as partial:
+        card = _write_files(partial, predictor, card, golden_hwc, predict)
+        agreement = _prove(partial, card, predict, fitted)
     return open_bundle(folder), agreement
 
 
@@ -113,16 +103,16 @@ def _write_files(
 
 def _prove(folder: Path, card: ModelCard, predict: Predict, images: Iterable[Image]) -> Agreement:
     """Open the unseen bundle as the service will, compare, and save the card with what was measured."""
-    card.save(folder / CARD_NAME)
+    save_card(card, folder)
     bundle = open_bundle(folder)
-    backend = open_backend(BACKEND, bundle)
+    backend = open_backend(BACKEND, bundle, precision="float32")
     try:
         served = backend_predict(backend, card)
-        check_golden(bundle, served)
+        check_golden(bundle, served, backend.precision)
         agreement = measure_agreement(predict, served, images)
     finally:
         backend.close()
-    require_agreement(agreement, backend.name)
+    require_agreement(agreement, backend.name, backend.precision)
     measured = Parity(
         backend=backend.name,
         precision=backend.precision,
@@ -130,72 +120,19 @@ def _prove(folder: Path, card: ModelCard, predict: Predict, images: Iterable[Ima
         labels_equal=agreement.labels_equal,
         confidences_equal=agreement.confidences_equal,
     )
-    card.model_copy(update={"parity": (measured,)}).save(folder / CARD_NAME)
+    save_card(card.model_copy(update={"parity": (measured,)}), folder)
     return agreement
 
 
-def check_golden(bundle: Bundle, predict: Predict) -> Agreement:
+def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agreement:
     """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
     pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
     golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
     agreement = measure_agreement(lambda _: golden, predict, [bundle.golden_image_hwc])
-    if not is_close(agreement):
+    if not is_close(agreement, precision):
         raise BundleError(
             f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
             "what it gave when it was exported",
             "Export the bundle again on this machine, or check the runtime's version.",
         )
     return agreement
-
-
-def _check_target(folder: Path, replace: bool) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not (folder / CARD_NAME).is_file():
-        raise BundleError(f"{folder} exists and is not a bundle.", "a new folder", "Choose another --out.")
-    if not replace:
-        raise BundleError(
-            f"There is a bundle at {folder}.", "a new folder", "Choose another --out, or add --force."
-        )
-
-
-@contextmanager
-def _unseen(folder: Path, replace: bool) -> Iterator[Path]:
-    """A hidden sibling to fill; it becomes `folder` when the block ends well and vanishes when it does not.
-
-    When a bundle is replaced there is an instant with none, but never a half-written one.
-    """
-    token = secrets.token_hex(4)
-    partial = folder.parent / f".{folder.name}.{token}.partial"
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        _flush(partial)
-        if replace and folder.exists():
-            previous = folder.parent / f".{folder.name}.{token}.previous"
-            folder.rename(previous)
-            try:
-                partial.rename(folder)
-            except OSError:
-                previous.rename(folder)
-                raise
-            shutil.rmtree(previous)
-        else:
-            partial.rename(folder)
-        _flush_entry(folder.parent)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _flush(folder: Path) -> None:
-    """Bring every file and folder entry to the disk before the name appears."""
-    for path in [*folder.rglob("*"), folder]:
-        _flush_entry(path)
-
-
-def _flush_entry(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from model_export.bundle import write_bundle
 from model_export.card import Description, read_metric
 from model_export.frames import proof_images
+from service.contract.model_card import Precision
 from training.checkpoint import load_checkpoint
 from training.data.samples import read_image
 
@@ -49,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limits", action="append", default=[], metavar="TEXT", help="a known limit; may be repeated"
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """The option of every command that opens a bundle with a backend."""
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), help="what to compute in (the fastest of this machine)"
     )
 
 

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from model_export.bundle import check_golden, fit_to_card
-from model_export.bundle_command import positive
+from model_export.bundle_command import add_precision, positive
 from model_export.frames import proof_images
 from model_export.parity import backend_predict, measure_agreement, reference_predict, require_agreement
-from model_export.to_onnx import embedded_card
+from model_export.to_onnx import WRITTEN_LATER, embedded_card
 from service.backends import open_backend
 from service.backends.base import Backend
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image
+from service.contract.model_card import Precision
 from service.errors import BundleError, InvalidRequestError
 from training.checkpoint import Checkpoint, load_checkpoint
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `surgseg-export check`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
     parser.add_argument("--backend", default="auto", help="the service's backend to check with (%(default)s)")
+    add_precision(parser)
     parser.add_argument(
         "--checkpoint", type=Path, help="compare with the labels of this checkpoint's network"
     )
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = None if arguments.checkpoint is None else load_checkpoint(arguments.checkpoint)
     images = proof_images(arguments.data, arguments.limit)
     try:
-        for line in check(arguments.bundle, arguments.backend, checkpoint, images):
+        for line in check(arguments.bundle, arguments.backend, arguments.precision, checkpoint, images):
             print(line)
     except BundleError as error:
         print(f"surgseg-export: {error}", file=sys.stderr)
@@ -55,26 +57,30 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(
-    folder: Path, backend_name: str, checkpoint: Checkpoint | None, images: Iterable[Image]
+    folder: Path,
+    backend_name: str,
+    precision: Precision | None,
+    checkpoint: Checkpoint | None,
+    images: Iterable[Image],
 ) -> Iterator[str]:
     """Yield a line for each proof: hashes, card, graph, golden pair, parity. Raises BundleError."""
     bundle = open_bundle(folder)
     yield f"hashes   {len(bundle.card.files)} files are as exported"
     _check_card(bundle)
     yield f"card     {bundle.card.name} {bundle.card.version}, the same inside the model"
-    backend = open_backend(backend_name, bundle)
+    backend = open_backend(backend_name, bundle, precision=precision)
     try:
         yield f"graph    opens in {backend.name} at {backend.precision}"
-        yield f"golden   {check_golden(bundle, backend_predict(backend, bundle.card))}"
+        yield f"golden   {check_golden(bundle, backend_predict(backend, bundle.card), backend.precision)}"
         yield f"parity   {_compare(bundle, backend, checkpoint, images)}"
     finally:
         backend.close()
 
 
 def _check_card(bundle: Bundle) -> None:
-    """card.json has no hash of its own, so it must repeat what the hashed model says."""
+    """A bundle whose card and seal were both made again is still found out by what its model says."""
     embedded = embedded_card(bundle.model_path)
-    if embedded != bundle.card.model_copy(update={"files": {}, "parity": ()}):
+    if embedded != bundle.card.model_copy(update=WRITTEN_LATER):
         raise BundleError(
             f"The card of {bundle.folder} differs from the one inside its model.",
             "the card as it was exported",
@@ -89,5 +95,5 @@ def _compare(bundle: Bundle, backend: Backend, checkpoint: Checkpoint | None, im
     reference = reference_predict(checkpoint.build_predictor(card.view or None), card.has_confidence)
     fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
     agreement = measure_agreement(reference, backend_predict(backend, card), fitted)
-    require_agreement(agreement, backend.name)
+    require_agreement(agreement, backend.name, backend.precision)
     return str(agreement)

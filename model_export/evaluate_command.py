@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from model_export.bundle_command import add_precision
 from service.backends import open_backend
 from service.contract.bundle import open_bundle
 from training import evaluate
@@ -16,13 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", help="the service's backend to measure with (%(default)s)"
     )
+    add_precision(parser)
     evaluate.add_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table per video and overall, and write what was asked for."""
     bundle = open_bundle(arguments.bundle)
-    backend = open_backend(arguments.backend, bundle)
+    backend = open_backend(arguments.backend, bundle, precision=arguments.precision)
     card = bundle.card
     try:
         evaluate.run_evaluation(arguments, backend.segment, card.input_size, card.fit, len(card.classes))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model_export.parity import EQUAL_AT_LEAST, measure_agreement, reference_predict
+from model_export.parity import measure_agreement, reference_predict
 from service.backends import open_backend
 from service.contract.bundle import Bundle
 from service.contract.geometry import Image
@@ -31,8 +31,9 @@ from training.checkpoint import normalise
 from training.config import RECIPES, NetworkConfig, load_recipe
 from training.networks import build_network
 
-BACKEND = "onnxruntime"
+BACKEND = "onnxruntime-cpu"
 TRACE_SIZE = 64
+_EQUAL_AT_LEAST = 0.999
 _REMEDY = (
     "Start from the checkpoint that the bundle was made of, or name the options with --set network.options."
 )
@@ -105,17 +106,17 @@ def require_same_labels(bundle: Bundle, predictor: nn.Module, images: Iterable[I
 
     `predictor` holds `mean` and `std` (see Servable); `images` are uint8 RGB at the size of the bundle's model.
     """
-    backend = open_backend(BACKEND, bundle)
+    backend = open_backend(BACKEND, bundle, precision="float32")
     try:
         agreement = measure_agreement(
             lambda images_nhwc: (backend.segment(images_nhwc),), reference_predict(predictor), images
         )
     finally:
         backend.close()
-    if agreement.labels_equal < EQUAL_AT_LEAST:
+    if agreement.labels_equal < _EQUAL_AT_LEAST:
         raise BundleError(
             f"The network rebuilt from {bundle.folder} gives other labels: {agreement}.",
-            f"at least {EQUAL_AT_LEAST:.1%}, as the graph of {bundle.card.network} would",
+            f"at least {_EQUAL_AT_LEAST:.1%}, as the graph of {bundle.card.network} would",
             _REMEDY,
         )
 

@@ -12,13 +12,19 @@ from torch import nn
 
 from service.backends.base import Backend
 from service.contract.geometry import Image
-from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard
+from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard, Precision
 from service.errors import BundleError
 
 Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], ...]]
 """uint8 RGB `(N, H, W, 3)`, C-contiguous, to the outputs: uint8 class ids `(N, H, W)`, and perhaps their confidence."""
 
-EQUAL_AT_LEAST = 0.999
+EQUAL_AT_LEAST: dict[Precision, float] = {
+    "float32": 0.9999,
+    "float16": 0.995,
+    "bfloat16": 0.995,
+    "int8": 0.995,
+}
+"""The share of labels, and of confidences, that each precision must have in common with the network."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +96,17 @@ def measure_agreement(reference: Predict, candidate: Predict, images: Iterable[I
     )
 
 
-def is_close(agreement: Agreement) -> bool:
-    """Whether as many labels, and confidences where there are some, are equal as a bundle must have."""
+def is_close(agreement: Agreement, precision: Precision) -> bool:
+    """Whether as many labels, and confidences where there are some, are equal as at that precision must be."""
     shares = (agreement.labels_equal, agreement.confidences_equal)
-    return all(share is None or share >= EQUAL_AT_LEAST for share in shares)
+    return all(share is None or share >= EQUAL_AT_LEAST[precision] for share in shares)
 
 
-def require_agreement(agreement: Agreement, backend: str) -> None:
-    """Raise BundleError when fewer labels or confidences are equal than a bundle may differ by."""
-    if not is_close(agreement):
+def require_agreement(agreement: Agreement, backend: str, precision: Precision) -> None:
+    """Raise BundleError when fewer labels or confidences are equal than at that precision must be."""
+    if not is_close(agreement, precision):
         raise BundleError(
-            f"The backend {backend} disagrees with the network: {agreement}.",
-            f"at least {EQUAL_AT_LEAST:.1%}",
+            f"The backend {backend} in {precision} disagrees with the network: {agreement}.",
+            f"at least {EQUAL_AT_LEAST[precision]:.2%}",
             "Compare the runtime's version and precision with those the network was trained with.",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from model_export.bundle_command import add_precision
 from service.backends import open_backend
 from service.backends.base import require_confidence
 from service.contract.bundle import open_bundle
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend", default="auto", help="the service's backend to measure with (%(default)s)"
     )
+    add_precision(parser)
     add_reliability_arguments(parser)
 
 
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     bundle = open_bundle(arguments.bundle)
     card = bundle.card
     require_confidence(card)
-    backend = open_backend(arguments.backend, bundle)
+    backend = open_backend(arguments.backend, bundle, precision=arguments.precision)
     try:
         run_reliability(
             arguments,

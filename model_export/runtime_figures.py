@@ -17,6 +17,7 @@ from service.backends import open_backend
 from service.backends.base import Backend
 from service.contract.bundle import open_bundle
 from service.contract.geometry import fit_image, plan_fit
+from service.contract.model_card import Precision
 from training.data import open_data
 from training.evaluate import evaluate_samples
 
@@ -30,7 +31,7 @@ class RuntimeJob:
 
     bundle: Path
     backend: str
-    precision: str
+    precision: Precision
     batch_sizes: tuple[int, ...]
     seconds: float
     threads: int | None

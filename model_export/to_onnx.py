@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,11 +12,13 @@ import torch
 from onnx_ir.passes import common
 
 from model_export.servable import Servable
-from service.contract.model_card import InputSize, ModelCard
+from service.contract.model_card import InputSize, Model, ModelCard
 from service.errors import BundleError
 
 INPUT_NAME = "image"
 CARD_KEY = "surgseg.card"
+WRITTEN_LATER: dict[str, Any] = {"files": {}, "parity": (), "models": {"float32": Model()}}
+"""The fields of the card that are not known yet when it is written into the graph, as they are there."""
 # What the exporter writes natively, so nothing is converted; ONNX Runtime, OpenVINO and TensorRT all read it.
 OPSET = 18
 
@@ -37,7 +40,7 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
     )(model)
     model.metadata_props.clear()
     model.metadata_props["precision"] = "float32"
-    model.metadata_props[CARD_KEY] = card.model_dump_json(exclude={"files", "parity"})
+    model.metadata_props[CARD_KEY] = card.model_copy(update=WRITTEN_LATER).model_dump_json()
     ir.save(model, path)
     onnx.checker.check_model(str(path), full_check=True)
 
@@ -46,7 +49,7 @@ def embedded_card(path: Path) -> ModelCard | None:
     """The card in the metadata of an ONNX file, without hashes and parity, or None where there is none."""
     model = onnx.load(str(path), load_external_data=False)
     texts = [entry.value for entry in model.metadata_props if entry.key == CARD_KEY]
-    return ModelCard.model_validate_json(texts[0]) if texts else None
+    return ModelCard.parse(texts[0]) if texts else None
 
 
 def _trace(servable: Servable, size: InputSize, outputs: tuple[str, ...]) -> ir.Model:

@@ -30,7 +30,7 @@ from service.backends import open_backend
 from service.backends.base import Backend
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, open_bundle
-from service.errors import InvalidRequestError, SurgsegError
+from service.errors import BundleError, InvalidRequestError, SurgsegError
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings, load_settings
 from service.telemetry import Telemetry, set_up_logging
@@ -56,7 +56,7 @@ def create_app(
     backend cannot be opened or has died. Without one, the process is ended: a service without an engine must
     not linger.
     """
-    bundle = open_bundle(settings.bundle or DEFAULT_BUNDLE)
+    bundle = _open_bundle(settings)
     telemetry = Telemetry(settings.batch_sizes)
     fatal = on_fatal or _end_process
     pipeline = Pipeline(
@@ -87,6 +87,17 @@ def create_app(
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
     return app
+
+
+def _open_bundle(settings: Settings) -> Bundle:
+    bundle = open_bundle(settings.bundle or DEFAULT_BUNDLE)
+    if settings.fingerprint not in (None, bundle.fingerprint):
+        raise BundleError(
+            f"The bundle {bundle.folder} has the fingerprint {bundle.fingerprint}.",
+            f"{settings.fingerprint}, as SURGSEG_FINGERPRINT says",
+            "Fetch the bundle that was approved, or approve this one by its fingerprint.",
+        )
+    return bundle
 
 
 def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
@@ -146,7 +157,8 @@ async def _start(
         network=card.network,
         backend=backend.name,
         precision=backend.precision,
-        sha256=pipeline.bundle.model_hash,
+        runtime_version=backend.version,
+        sha256=pipeline.bundle.hash_of(backend.precision),
     )
     pipeline.warm_decoders()
     # in a thread of its own: nobody has to wait for it, and until it knows something all are admitted

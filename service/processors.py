@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 
@@ -18,6 +19,20 @@ def list_cores() -> list[int]:
     for cpu in sorted(allowed):
         first.setdefault(_siblings_of(cpu), cpu)
     return list(first.values())
+
+
+def computes_int8() -> bool:
+    """Whether the processor multiplies bytes and adds them up in one instruction, without which int8 is no gain.
+
+    On x86 the instructions without VNNI also saturate: they give other sums, and with them other labels.
+    """
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return platform.machine() in ("aarch64", "arm64")
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return "avx512_vnni" in flags or "avx_vnni" in flags
 
 
 def _siblings_of(cpu: int) -> str:

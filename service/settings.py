@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.contract.model_card import Precision
 from service.errors import InvalidRequestError
 from service.processors import available_cores
 
 _PREFIX = "SURGSEG_"
 Positive = Annotated[int, Field(ge=1)]
 PullScheme = Literal["rtsp", "rtsps", "udp"]
-Precision = Literal["float32", "bfloat16"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 PositiveSeconds = Annotated[float, Field(gt=0)]
 
 
@@ -33,11 +34,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     bundle: Path | None = Field(None, description="bundle folder; the one that ships with surgseg if unset")
+    fingerprint: Fingerprint | None = Field(
+        None, description="SHA-256 of the bundle's card; any other bundle is refused if set"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     backend: str = Field("auto", description="inference runtime, or auto")
     precision: Precision | None = Field(
-        None, description="float32 or bfloat16; the faster that this machine computes if unset"
+        None,
+        description="float32, float16, bfloat16 or int8; the fastest that this bundle and machine have if unset",
     )
     threads: Positive | None = Field(None, description="threads of one inference; all cores if unset")
     batch_sizes: Annotated[tuple[Positive, ...], NoDecode] = Field(

@@ -68,8 +68,9 @@ def write_small_bundle(
         GOLDEN_MASK,
         hash_file,
         required_files,
+        save_card,
     )
-    from service.contract.model_card import CARD_NAME, ClassInfo, InputSize, ModelCard
+    from service.contract.model_card import ClassInfo, InputSize, ModelCard
 
     (folder / "golden").mkdir(parents=True)
     _write_threshold_graph(folder / "model.onnx", height, width, has_confidence)
@@ -95,7 +96,7 @@ def write_small_bundle(
         outputs=("mask", "confidence") if has_confidence else ("mask",),
     )
     hashes = {name: hash_file(folder / name) for name in required_files(card)}
-    card.model_copy(update={"files": hashes}).save(folder / CARD_NAME)
+    save_card(card.model_copy(update={"files": hashes}), folder)
 
 
 def _write_threshold_graph(path: Path, height: int, width: int, has_confidence: bool) -> None:

@@ -8,23 +8,30 @@ from typing import cast
 
 import numpy as np
 
-from service.backends.base import GOLDEN_AGREEMENT, Backend, BackendFactory, measure_golden
+from service.backends.base import Backend, BackendFactory, is_golden, list_precisions, measure_golden
 from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError
 
 BACKENDS: dict[str, str] = {
-    "onnxruntime": "service.backends.onnxruntime:OnnxRuntimeBackend",
     "openvino": "service.backends.openvino:OpenVinoBackend",
+    "onnxruntime-cpu": "service.backends.onnxruntime_cpu:OnnxRuntimeBackend",
     "fake": "service.backends.fake:FakeBackend",
 }
 """Name -> "module:Class". The class opens a bundle: `Class(bundle, batch_sizes=..., threads=..., precision=...)`."""
 
-EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu"}
+EXTRAS = {"onnxruntime-cpu": "cpu", "openvino": "cpu"}
 """The optional dependencies, as in `pip install surgseg[cpu]`, that bring a backend's library."""
 
-AUTO_ORDER = ("openvino", "onnxruntime")
-"""What `auto` tries, fastest first: it takes the first that is installed, has no reason against this machine, and gives
-the bundle's golden mask."""
+AUTO_ORDER: tuple[tuple[str, Precision], ...] = (
+    ("openvino", "int8"),
+    ("onnxruntime-cpu", "int8"),
+    ("openvino", "bfloat16"),
+    ("onnxruntime-cpu", "float32"),
+    ("openvino", "float32"),
+)
+"""What `auto` tries, fastest first (docs/results/runtimes.md): it takes the first that is installed, that this machine
+runs this bundle with, and that gives the bundle's golden mask."""
 
 _log = logging.getLogger(__name__)
 
@@ -35,21 +42,23 @@ def open_backend(
     *,
     batch_sizes: tuple[int, ...] = (1,),
     threads: int | None = None,
-    precision: str | None = None,
+    precision: Precision | None = None,
 ) -> Backend:
     """Open a bundle with the backend `name`, or with the fastest of this machine for "auto".
 
     `threads` is the number one inference may use; None means every physical core this process may run on. `precision`
-    is float32 or bfloat16; None means the fastest that keeps the bundle's labels. Call it from the thread that will
-    use the backend. Raises BackendError when the name is unknown, the library is missing or the precision is not to
-    be had, BundleError when the runtime refuses the model or the graph is not what the card says.
+    None means the fastest that this machine runs this bundle with. Call it from the thread that will use the backend.
+    Raises BackendError when the name is unknown, the library is missing or the precision is not to be had,
+    BundleError when the runtime refuses the model or the graph is not what the card says.
     """
     sizes = tuple(sorted(set(batch_sizes)))
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes are positive, got {batch_sizes}")
     if name == "auto":
         return _open_fastest(bundle, sizes, threads, precision)
-    return load_backend(name)(bundle, batch_sizes=sizes, threads=threads, precision=precision)
+    factory = load_backend(name)
+    chosen = _choose_precision(name, factory, bundle, precision)
+    return factory(bundle, batch_sizes=sizes, threads=threads, precision=chosen)
 
 
 def load_backend(name: str) -> BackendFactory:
@@ -72,34 +81,65 @@ def load_backend(name: str) -> BackendFactory:
     return cast(BackendFactory, getattr(module, class_name))
 
 
+def _choose_precision(
+    name: str, factory: BackendFactory, bundle: Bundle, asked: Precision | None
+) -> Precision:
+    runs = list_precisions(factory, bundle)
+    if asked in runs or (asked is None and runs):
+        return asked or runs[0]
+    if asked is not None and asked not in factory.precisions:
+        reason: str | None = "it cannot"
+    else:
+        reason = factory.reason_against(bundle, asked or factory.precisions[0])
+    raise BackendError(
+        f"The backend {name} does not run this bundle{f' in {asked}' if asked else ''}: {reason}.",
+        " or ".join(runs) or "a backend of this machine",
+        "Choose another SURGSEG_PRECISION, or another backend." if runs else "Choose another --backend.",
+    )
+
+
 def _open_fastest(
-    bundle: Bundle, batch_sizes: tuple[int, ...], threads: int | None, precision: str | None
+    bundle: Bundle, batch_sizes: tuple[int, ...], threads: int | None, asked: Precision | None
 ) -> Backend:
-    """The first of AUTO_ORDER that does. Raises BackendError where none is installed, and what the last one raises."""
-    refusals = []
-    for name in AUTO_ORDER:
-        try:
-            factory = load_backend(name)
-        except BackendError as error:
-            refusals.append(error)
-            _log.info("auto passes over %s: it is not installed", name)
+    """The first of AUTO_ORDER that does, in the precision asked for if one is. Raises BackendError where none does."""
+    passed_over = []
+    for name, precision in AUTO_ORDER:
+        if asked not in (None, precision):
             continue
-        if reason := factory.reason_against(precision):
-            _log.info("auto passes over %s: %s", name, reason)
-            continue
-        backend = factory(bundle, batch_sizes=batch_sizes, threads=threads, precision=precision)
-        if name == AUTO_ORDER[-1] or (reason := _find_other_labels(bundle, backend)) is None:
-            return backend
-        _log.warning("auto passes over %s: %s", name, reason)
-        backend.close()
-    raise refusals[-1]
+        reason = _reason_against(name, bundle, precision)
+        if reason is None:
+            backend = load_backend(name)(
+                bundle, batch_sizes=batch_sizes, threads=threads, precision=precision
+            )
+            reason = _find_other_labels(bundle, backend)
+            if reason is None:
+                _log.info(
+                    "auto takes %s in %s: the fastest that this bundle and machine have", name, precision
+                )
+                return backend
+            backend.close()
+            _log.warning("auto passes over %s in %s: %s", name, precision, reason)
+        else:
+            _log.info("auto passes over %s in %s: %s", name, precision, reason)
+        passed_over.append(f"{name} in {precision}: {reason}")
+    raise BackendError(
+        f"No backend runs this bundle here ({'; '.join(passed_over) or f'none computes in {asked}'}).",
+        "one that does",
+        "Install the extra `cpu`: pip install 'surgseg[cpu]'; or choose another SURGSEG_PRECISION.",
+    )
+
+
+def _reason_against(name: str, bundle: Bundle, precision: Precision) -> str | None:
+    try:
+        return load_backend(name).reason_against(bundle, precision)
+    except BackendError:
+        return "it is not installed"
 
 
 def _find_other_labels(bundle: Bundle, backend: Backend) -> str | None:
     """What is wrong with the golden picture's mask, in words; None where nothing is."""
     count = backend.batch_sizes[0]
     masks_nhw = backend.segment(np.repeat(bundle.golden_image_hwc[None], count, axis=0))
-    agreement = measure_golden(bundle, masks_nhw)
-    if agreement >= GOLDEN_AGREEMENT:
+    if is_golden(bundle, backend.precision, masks_nhw):
         return None
-    return f"in {backend.precision} it gives {agreement:.2%} of the golden picture's labels"
+    return f"it gives {measure_golden(bundle, masks_nhw):.2%} of the golden picture's labels"

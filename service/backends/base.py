@@ -12,11 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
-from service.contract.model_card import CONFIDENCE, MASK, InputSize, ModelCard
+from service.contract.model_card import CONFIDENCE, MASK, InputSize, ModelCard, Precision
 from service.errors import BackendError, BundleError
 
-# A wrong layout or normalisation moves far more than one label in a thousand; rounding moves fewer.
-GOLDEN_AGREEMENT = 0.999
+GOLDEN_AGREEMENT: dict[Precision, float] = {
+    "float32": 0.999,
+    "float16": 0.995,
+    "bfloat16": 0.995,
+    "int8": 0.99,
+}
+"""The share of the golden picture's labels that each precision must give. A wrong layout or normalisation moves far
+more of them than rounding does."""
 
 Images = NDArray[np.uint8]
 Masks = NDArray[np.uint8]
@@ -27,7 +33,9 @@ class Backend(Protocol):
     """An opened model. One thread opens and closes it; `concurrency` threads may use it at once."""
 
     name: str
-    precision: str
+    precision: Precision
+    version: str
+    """Of the runtime."""
     batch_sizes: tuple[int, ...]
     """Batch sizes it was opened for, ascending; `segment` takes no other."""
     concurrency: int
@@ -54,22 +62,35 @@ class Backend(Protocol):
 
 
 class BackendFactory(Protocol):
-    """A backend's class, seen as the function that opens a bundle."""
+    """A backend's class, seen as the function that opens a bundle at one of `precisions`."""
+
+    precisions: tuple[Precision, ...]
+    """All that the runtime can compute in, the fastest first."""
 
     def __call__(
-        self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None, precision: str | None
+        self, bundle: Bundle, *, batch_sizes: tuple[int, ...], threads: int | None, precision: Precision
     ) -> Backend: ...
 
-    def precisions(self) -> tuple[str, ...]:
-        """The precisions that this machine runs, the one it takes by itself last."""
+    def reason_against(self, bundle: Bundle, precision: Precision) -> str | None:
+        """Why this machine does not run the bundle at one of `precisions`, in words; None where it does."""
         ...
 
-    def reason_against(self, precision: str | None = None) -> str | None:
-        """Why "auto" passes over this runtime here, in words; None where nothing is against it.
 
-        `precision` is the one asked for, if one is.
-        """
-        ...
+def list_precisions(factory: BackendFactory, bundle: Bundle) -> list[Precision]:
+    """The precisions at which a backend runs the bundle on this machine, the fastest first."""
+    return [each for each in factory.precisions if factory.reason_against(bundle, each) is None]
+
+
+def reason_against_graph(bundle: Bundle, precision: Precision) -> str | None:
+    """Why the bundle has no graph to compute in a precision, in words; None where it has one."""
+    if precision in bundle.card.models or precision == "bfloat16":
+        return None
+    return f"the bundle has no graph in {precision} (`surgseg-export quantize` makes one)"
+
+
+def is_golden(bundle: Bundle, precision: Precision, masks_nhw: Masks) -> bool:
+    """Whether masks of the golden picture have as many of its labels as that precision must give."""
+    return measure_golden(bundle, masks_nhw) >= GOLDEN_AGREEMENT[precision]
 
 
 def measure_golden(bundle: Bundle, masks_nhw: Masks) -> float:
@@ -100,7 +121,10 @@ class Occupancy:
 class GraphBackend(ABC):
     """What backends that run a bundle's graph have in common: checks, outputs by name, who is inside."""
 
-    def __init__(self, bundle: Bundle, batch_sizes: tuple[int, ...], threads: int) -> None:
+    def __init__(
+        self, bundle: Bundle, batch_sizes: tuple[int, ...], threads: int, precision: Precision
+    ) -> None:
+        self.precision = precision
         self.batch_sizes = batch_sizes
         self.concurrency = min(threads, batch_sizes[-1])
         self._card = bundle.card
@@ -140,16 +164,6 @@ def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, .
     expected = (size.height, size.width, 3)
     if images_nhwc.shape[1:] != expected or images_nhwc.shape[0] not in batch_sizes:
         raise ValueError(f"images are {batch_sizes} x {expected}, got {images_nhwc.shape}")
-
-
-def require_precision(name: str, precision: str, asked: str | None) -> None:
-    """Raise BackendError where another precision is asked for than the only one there is."""
-    if asked not in (None, precision):
-        raise BackendError(
-            f"The backend {name} runs this bundle in {precision} only.",
-            precision,
-            f"Leave SURGSEG_PRECISION={asked} out, or choose another backend.",
-        )
 
 
 def first_line(error: Exception) -> str:

@@ -10,9 +10,9 @@ from service.backends.base import (
     Masks,
     check_images,
     require_confidence,
-    require_precision,
 )
 from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError
 
 _THRESHOLD = 3 * 127
@@ -25,7 +25,8 @@ class FakeBackend:
     """
 
     name = "fake"
-    precision = "uint8"
+    version = ""
+    precisions: tuple[Precision, ...] = ("float32",)
 
     def __init__(
         self,
@@ -33,21 +34,16 @@ class FakeBackend:
         *,
         batch_sizes: tuple[int, ...],
         threads: int | None,
-        precision: str | None = None,
+        precision: Precision,
     ) -> None:
-        require_precision(self.name, self.precision, precision)
+        self.precision = precision
         self.batch_sizes = batch_sizes
         self.concurrency = 1
         self._card = bundle.card
         self._is_open = True
 
     @staticmethod
-    def precisions() -> tuple[str, ...]:
-        """See `BackendFactory.precisions`."""
-        return ("uint8",)
-
-    @staticmethod
-    def reason_against(precision: str | None = None) -> str | None:
+    def reason_against(bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
         return None
 

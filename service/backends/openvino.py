@@ -13,11 +13,13 @@ from service.backends.base import (
     GraphBackend,
     Images,
     first_line,
+    reason_against_graph,
 )
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError, BundleError
-from service.processors import available_cores, list_cores
+from service.processors import available_cores, computes_int8, list_cores
 
 # OpenVINO's conversion tools report their use over the internet where they find this package. Nothing here uses them,
 # and in a hospital nothing should be able to.
@@ -25,18 +27,19 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
 class OpenVinoBackend(GraphBackend):
-    """Runs `model.onnx` in `precision`: bfloat16 if the processor computes it, else float32, unless one is asked for.
+    """Runs the bundle's graph of a precision; bfloat16 is computed from the graph in float32.
 
     A call that comes alone runs on all threads. Calls that come while another is under way share the threads evenly: a
     thread that is held up then delays one picture, not every operator of all. The pictures of a batch run in turn.
     """
 
     name = "openvino"
+    version = openvino.__version__.partition("-")[0]
+    precisions: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
 
     def __init__(
         self,
@@ -44,31 +47,26 @@ class OpenVinoBackend(GraphBackend):
         *,
         batch_sizes: tuple[int, ...],
         threads: int | None,
-        precision: str | None = None,
+        precision: Precision,
     ) -> None:
         threads = threads or available_cores()
-        super().__init__(bundle, batch_sizes, threads)
+        super().__init__(bundle, batch_sizes, threads, precision)
         core = openvino.Core()
-        self.precision = _choose_precision(core, precision)
-        model = _read_model(core, bundle)
-        self._whole = _Network(core, model, self.precision, threads, at_once=1)
+        model = _read_model(core, bundle, precision)
+        hint = _hint(core, precision)
+        self._whole = _Network(core, model, hint, threads, at_once=1)
         self._shared = self._whole
         if self.concurrency > 1:
-            self._shared = _Network(core, model, self.precision, threads, at_once=self.concurrency)
+            self._shared = _Network(core, model, hint, threads, at_once=self.concurrency)
 
     @staticmethod
-    def precisions() -> tuple[str, ...]:
-        """See `BackendFactory.precisions`."""
-        return ("float32", "bfloat16") if _computes_bfloat16(openvino.Core()) else ("float32",)
-
-    @staticmethod
-    def reason_against(precision: str | None = None) -> str | None:
+    def reason_against(bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
-        if precision == "float32":
-            return "in float32 it is no faster than the next"
-        if _computes_bfloat16(openvino.Core()):
-            return None
-        return "this processor does not compute bfloat16, and in float32 it is no faster than the next"
+        if precision == "bfloat16" and not _computes_bfloat16(openvino.Core()):
+            return "this processor does not compute bfloat16 (AVX512_BF16 or AMX)"
+        if precision == "int8" and not computes_int8():
+            return "this processor has no dot product of bytes (VNNI)"
+        return reason_against_graph(bundle, precision)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -87,12 +85,12 @@ class OpenVinoBackend(GraphBackend):
 class _Network:
     """The model compiled for one picture a request; `at_once` requests share the threads."""
 
-    def __init__(self, core: Any, model: Any, precision: str, threads: int, at_once: int) -> None:
+    def __init__(self, core: Any, model: Any, hint: str, threads: int, at_once: int) -> None:
         compiled = core.compile_model(
             model,
             "CPU",
             {
-                "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+                "INFERENCE_PRECISION_HINT": hint,
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": at_once,
                 # Threads that are not bound wait for each other when Linux puts two on one core, as after a pause
@@ -101,10 +99,10 @@ class _Network:
             },
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
-        if used != _PRECISIONS[precision]:
+        if used != hint:
             raise BackendError(
                 f"OpenVINO fell back to {used}.",
-                _PRECISIONS[precision],
+                hint,
                 "Choose another precision or backend.",
             )
         self._idle: SimpleQueue[Any] = SimpleQueue()
@@ -126,18 +124,22 @@ class _Network:
         return results
 
 
-def _read_model(core: Any, bundle: Bundle) -> Any:
-    """The bundle's graph, checked, with a batch of one. Raises BundleError."""
+def _read_model(core: Any, bundle: Bundle, precision: Precision) -> Any:
+    """The bundle's graph of a precision, checked, with a batch of one. Raises BundleError."""
+    path = bundle.path_of(precision)
     try:
-        model = core.read_model(str(bundle.model_path))
+        model = core.read_model(str(path))
     except RuntimeError as error:
         raise BundleError(
-            f"OpenVINO cannot open {bundle.model_path}: {first_line(error)}.",
+            f"OpenVINO cannot open {path}: {first_line(error)}.",
             "an ONNX model that this version of OpenVINO knows",
-            "Export the bundle again, install a newer openvino, or choose --backend onnxruntime.",
+            "Export the bundle again, install a newer openvino, or choose --backend onnxruntime-cpu.",
         ) from error
     check_graph(
-        bundle, [_describe(each) for each in model.inputs], [_describe(each) for each in model.outputs]
+        bundle,
+        precision,
+        [_describe(each) for each in model.inputs],
+        [_describe(each) for each in model.outputs],
     )
     size = bundle.card.input_size
     model.reshape([1, size.height, size.width, 3])
@@ -150,18 +152,9 @@ def _describe(node: Any) -> Tensor:
     return Tensor(node.get_any_name(), _TYPES.get(dtype, dtype), sizes)
 
 
-def _choose_precision(core: Any, asked: str | None) -> str:
-    if asked is None:
-        return "bfloat16" if _computes_bfloat16(core) else "float32"
-    if asked == "bfloat16" and not _computes_bfloat16(core):
-        raise BackendError(
-            "This processor does not compute bfloat16.", "one with AVX512_BF16 or AMX", "Choose float32."
-        )
-    if asked not in _PRECISIONS:
-        raise BackendError(
-            f"OpenVINO has no precision {asked!r} here.", ", ".join(_PRECISIONS), "Choose one of them."
-        )
-    return asked
+def _hint(core: Any, precision: Precision) -> str:
+    """What OpenVINO computes floating-point layers in: those of an int8 graph too, which are few and small."""
+    return "bf16" if precision != "float32" and _computes_bfloat16(core) else "f32"
 
 
 def _computes_bfloat16(core: Any) -> bool:

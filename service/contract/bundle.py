@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import cv2
 import numpy as np
 
 from service.contract.geometry import Confidence, Image, Mask
-from service.contract.model_card import CARD_NAME, ModelCard
+from service.contract.model_card import CARD_NAME, MODEL_NAME, ModelCard, Precision
 from service.errors import BundleError
 
-MODEL_NAME = "model.onnx"
+SEAL_NAME = "card.sha256"
+"""The SHA-256 of the card, which holds those of all other files: `sha256sum --check card.sha256` compares it."""
+
 GOLDEN_IMAGE = "golden/image.png"
 GOLDEN_MASK = "golden/mask.png"
 GOLDEN_CONFIDENCE = "golden/confidence.png"
@@ -32,16 +35,31 @@ class Bundle:
     card: ModelCard
     golden_image_hwc: Image
     golden_mask_hw: Mask
-    golden_confidence_hw: Confidence | None = None
+    golden_confidence_hw: Confidence | None
+    fingerprint: str
+    """SHA-256 of the card, hexadecimal: two bundles that share it share every byte that counts."""
 
     @property
     def model_path(self) -> Path:
-        return self.folder / MODEL_NAME
+        """The graph in float32: the network itself."""
+        return self.path_of("float32")
 
     @property
     def model_hash(self) -> str:
-        """SHA-256 of the model file, hexadecimal."""
-        return self.card.files[MODEL_NAME]
+        """SHA-256 of the graph in float32, hexadecimal."""
+        return self.hash_of("float32")
+
+    def path_of(self, precision: Precision) -> Path:
+        """The graph that runs at a precision: its own, or the network itself for a runtime to round."""
+        return self.folder / self._file_of(precision)
+
+    def hash_of(self, precision: Precision) -> str:
+        """SHA-256 of the graph that runs at a precision, hexadecimal."""
+        return self.card.files[self._file_of(precision)]
+
+    def _file_of(self, precision: Precision) -> str:
+        models = self.card.models
+        return (models.get(precision) or models["float32"]).file
 
 
 def hash_file(path: Path) -> str:
@@ -59,6 +77,7 @@ def open_bundle(folder: Path) -> Bundle:
             "Check the path, or leave it out to use the bundle that ships with surgseg.",
         )
     card = ModelCard.load(folder / CARD_NAME)
+    _check_seal(folder)
     for name in required_files(card):
         if name not in card.files:
             raise BundleError(
@@ -70,13 +89,37 @@ def open_bundle(folder: Path) -> Bundle:
     confidence_hw = None
     if card.has_confidence:
         confidence_hw = _read_golden(folder / GOLDEN_CONFIDENCE, cv2.IMREAD_GRAYSCALE, card)
-    return Bundle(folder, card, _read_golden_image(folder, card), mask_hw, confidence_hw)
+    image_hwc = _read_golden_image(folder, card)
+    return Bundle(folder, card, image_hwc, mask_hw, confidence_hw, hash_file(folder / CARD_NAME))
 
 
 def required_files(card: ModelCard) -> tuple[str, ...]:
     """What every bundle with this card holds, `card.json` itself apart; paths relative to its folder."""
     confidence = (GOLDEN_CONFIDENCE,) if card.has_confidence else ()
-    return (MODEL_NAME, GOLDEN_IMAGE, GOLDEN_MASK, *confidence)
+    models = (model.file for model in card.models.values())
+    return (*models, GOLDEN_IMAGE, GOLDEN_MASK, *confidence)
+
+
+def save_card(card: ModelCard, folder: Path) -> None:
+    """Write the card of a bundle, and its seal."""
+    card.save(folder / CARD_NAME)
+    (folder / SEAL_NAME).write_text(f"{hash_file(folder / CARD_NAME)}  {CARD_NAME}\n", encoding="ascii")
+
+
+def _check_seal(folder: Path) -> None:
+    """Raise BundleError unless the card is as it was written. Format 1 had no seal: there the card is believed."""
+    path = folder / SEAL_NAME
+    if not path.exists() and json.loads((folder / CARD_NAME).read_bytes())["format_version"] == 1:
+        return
+    expected = f"{hash_file(folder / CARD_NAME)}  {CARD_NAME}\n".encode()
+    if not path.is_file():
+        raise BundleError(f"{path} is missing.", "the card's SHA-256 beside it", _REMEDY)
+    if path.read_bytes() != expected:
+        raise BundleError(
+            f"{folder / CARD_NAME} does not have the SHA-256 in {SEAL_NAME}: one of them was changed after export.",
+            f"{expected[:12].decode()}…",
+            _REMEDY,
+        )
 
 
 def _check_file(folder: Path, name: str, expected: str) -> None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from service.contract.card_migrations import bring_up_to_date
 from service.errors import BundleError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 CARD_NAME = "card.json"
+MODEL_NAME = "model.onnx"
+Precision = Literal["float32", "float16", "bfloat16", "int8"]
+"""What a network computes in. A bundle holds a graph for each of float32, float16 and int8 that it can run at; bfloat16
+is computed from the float32 graph by runtimes that round while they read it."""
+
 MASK, CONFIDENCE = "mask", "confidence"
 """The outputs of a graph, both uint8 `(N, H, W)`: class ids, and 255 times the probability of the class, rounded."""
 
@@ -72,19 +79,34 @@ class Metric(_Strict):
 
 
 class Parity(_Strict):
-    """How far a backend at a precision gives the network's own labels, and its confidences where there are some."""
+    """How far a backend at a precision gives the network's own labels, and its confidences where there are some.
+
+    `dice` and `dice_float32` are means over the labeled frames of `data`: at this precision, and before.
+    """
 
     backend: str
-    precision: str
+    precision: Precision
     frames: int
     labels_equal: Share
     confidences_equal: Share | None = Field(None, description="within CONFIDENCE_TOLERANCE levels")
+    data: str = Field("", description="the labeled frames of both Dice")
+    dice: Share | None = None
+    dice_float32: Share | None = None
+
+
+class Model(_Strict):
+    """A graph of the network: its file in the bundle, and how it was made if not from the checkpoint."""
+
+    file: str = MODEL_NAME
+    calibration: str = Field("", description="the frames that the ranges of int8 were measured on")
+    calibration_frames: int = 0
+    float_nodes: tuple[str, ...] = Field((), description="convolutions that were left in float32")
 
 
 class ModelCard(_Strict):
     """The card of a bundle. `files` maps each file's path in the bundle to its SHA-256 in hexadecimal."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     name: str
     version: str
     description: str
@@ -103,6 +125,7 @@ class ModelCard(_Strict):
     training: TrainingRun | None = None
     metrics: tuple[Metric, ...] = ()
     parity: tuple[Parity, ...] = ()
+    models: dict[Precision, Model] = Field({"float32": Model()}, description="a graph for each precision")
     licence: str = "Apache-2.0"
     intended_use: str = "Research use only. Not a medical device."
     limits: tuple[str, ...] = ()
@@ -115,6 +138,14 @@ class ModelCard(_Strict):
             raise ValueError(f"class ids are {ids}; they must be 0, 1, 2, ... in order")
         return self
 
+    @model_validator(mode="after")
+    def _has_the_network_itself(self) -> ModelCard:
+        if "float32" not in self.models:
+            raise ValueError(
+                f"models holds {', '.join(self.models) or 'nothing'}; float32 must be among them"
+            )
+        return self
+
     @property
     def has_confidence(self) -> bool:
         return CONFIDENCE in self.outputs
@@ -122,6 +153,11 @@ class ModelCard(_Strict):
     def save(self, path: Path) -> None:
         """Write the card as JSON."""
         path.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def parse(cls, text: str) -> ModelCard:
+        """A card from JSON of this or an older format. Raises ValueError that says what is wrong, or RecursionError."""
+        return cls.model_validate(bring_up_to_date(json.loads(text), FORMAT_VERSION))
 
     @classmethod
     def load(cls, path: Path) -> ModelCard:
@@ -135,12 +171,18 @@ class ModelCard(_Strict):
                 "Name a bundle made by `surgseg-export bundle`.",
             ) from error
         try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            return cls.parse(text)
+        except (ValueError, RecursionError) as error:
             raise BundleError(
-                f"{path} is not a valid model card: {where}: {first['msg']}.",
-                f"a card of format version {FORMAT_VERSION}",
-                "Export the bundle again with this version of surgseg-export.",
+                f"{path} is not a valid model card: {_first_fault(error)}.",
+                f"a card of a format up to {FORMAT_VERSION}",
+                "Export the bundle again with this version of surgseg-export, or install a newer surgseg.",
             ) from error
+
+
+def _first_fault(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    return f"{where}: {first['msg']}"

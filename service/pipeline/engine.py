@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.backends.base import GOLDEN_AGREEMENT, Backend, measure_golden
+from service.backends.base import GOLDEN_AGREEMENT, Backend, is_golden, measure_golden
 from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError
 from service.frames import Frame, SegmentedFrame, Stage
 from service.pipeline.latest_frames import Drop
@@ -29,7 +30,8 @@ class BackendInfo:
     """What a backend says about itself once it is open."""
 
     name: str
-    precision: str
+    precision: Precision
+    version: str
     batch_sizes: tuple[int, ...]
     frame_cost_s: float
     """Processor time of one frame's inference, over all threads, measured at start when nothing else runs."""
@@ -98,7 +100,11 @@ class Engine:
             self._workers += helpers
             for helper in helpers:
                 helper.start()
-            self._opened.set_result(BackendInfo(backend.name, backend.precision, backend.batch_sizes, cost_s))
+            self._opened.set_result(
+                BackendInfo(
+                    backend.name, backend.precision, backend.version, backend.batch_sizes, frame_cost_s=cost_s
+                )
+            )
             self._serve(backend, batch_nhwc, self._probe_interval_s)
             for helper in helpers:
                 helper.join(_HELPER_ENDS_S)
@@ -178,11 +184,12 @@ class Engine:
                 f"uint8 {expected_shape}",
                 "Choose another backend with --backend.",
             )
-        agreement = measure_golden(self._bundle, masks_nhw)
-        if agreement < GOLDEN_AGREEMENT:
+        if not is_golden(self._bundle, backend.precision, masks_nhw):
+            agreement = measure_golden(self._bundle, masks_nhw)
             raise BackendError(
-                f"The backend {backend.name} gives {agreement:.2%} of the labels of the golden picture.",
-                f"at least {GOLDEN_AGREEMENT:.1%}",
+                f"The backend {backend.name} in {backend.precision} gives {agreement:.2%} of the labels of the golden "
+                "picture.",
+                f"at least {GOLDEN_AGREEMENT[backend.precision]:.1%}",
                 "Choose another backend with --backend, or make the bundle again and check it.",
             )
         self.last_success_at = time.monotonic()

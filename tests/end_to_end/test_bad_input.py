@@ -261,7 +261,7 @@ def test_a_port_in_use_ends_the_start_with_one_line(small_bundle: Path) -> None:
 
 def test_an_unknown_backend_ends_the_start_with_one_line(small_bundle: Path) -> None:
     done = run_serve("--bundle", str(small_bundle), "--backend", "abacus")
-    check_refusal(done, "'abacus'", "onnxruntime")
+    check_refusal(done, "'abacus'", "onnxruntime-cpu")
 
 
 def test_a_bad_setting_ends_the_start_with_one_line(

@@ -14,6 +14,8 @@ import httpx
 import numpy as np
 import pytest
 
+from service.backends import BACKENDS, load_backend
+from service.contract.bundle import open_bundle
 from service.contract.masks import from_png, from_polygons, from_rle
 
 STAGES = ["decode", "prepare", "wait", "infer", "encode", "total"]
@@ -116,7 +118,14 @@ def test_many_requests_at_once_each_get_their_own_mask(server: Any) -> None:
 
 
 def test_the_card_the_health_and_the_documentation_are_served(server: Any, small_bundle: Path) -> None:
-    assert httpx.get(f"{server.url}/v1/model").json() == json.loads((small_bundle / "card.json").read_text())
+    answer = httpx.get(f"{server.url}/v1/model").json()
+    running = answer.pop("running")
+    assert answer == json.loads((small_bundle / "card.json").read_text())
+    bundle = open_bundle(small_bundle)
+    assert running["backend"] in BACKENDS
+    assert running["sha256"] == bundle.hash_of(running["precision"])
+    assert running["fingerprint"] == bundle.fingerprint
+    assert running["runtime_version"] == load_backend(running["backend"]).version
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
     page = httpx.get(f"{server.url}/docs").text

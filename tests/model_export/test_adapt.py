@@ -65,7 +65,7 @@ def site(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_bundle_opens_in_the_service_and_gives_its_golden_mask(adapted: Adapted) -> None:
     bundle = open_bundle(adapted.site / "bundle")
-    backend = open_backend("onnxruntime", bundle)
+    backend = open_backend("onnxruntime-cpu", bundle)
     try:
         mask_hw = backend.segment(bundle.golden_image_hwc[None])[0]
     finally:

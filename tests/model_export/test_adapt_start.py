@@ -89,7 +89,7 @@ def test_both_runs_start_from_the_network_and_the_size_that_are_served(
 def test_the_start_is_a_checkpoint_that_labels_as_the_bundle(adapted: Adapted, served: Bundle) -> None:
     checkpoint = load_checkpoint(adapted.work / STARTED)
     assert (checkpoint.method, checkpoint.step, checkpoint.data_sources) == ("supervised", 7, (SOURCE,))
-    backend = open_backend("onnxruntime", served)
+    backend = open_backend("onnxruntime-cpu", served)
     reference = reference_predict(checkpoint.build_predictor())
     agreement = measure_agreement(reference, backend_predict(backend, served.card), draw_pictures(SIZE, 3))
     backend.close()
@@ -102,7 +102,7 @@ def test_before_the_first_step_it_is_as_good_as_the_bundle(
 ) -> None:
     trainer = Trainer(adapted.recipe("adapted"), tmp_path / "run")
     samples = [sample for pool in trainer.validation_pools for sample in pool.samples]
-    backend = open_backend("onnxruntime", served)
+    backend = open_backend("onnxruntime-cpu", served)
     ours = evaluate_samples(backend.segment, samples, SIZE, "letterbox", surfaces=False, progress=False)
     backend.close()
     assert len(samples) == 3

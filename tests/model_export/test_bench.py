@@ -11,6 +11,7 @@ import pytest
 from model_export.__main__ import main
 from model_export.bench_command import REFERENCE, list_runtimes
 from service.backends import BACKENDS
+from service.contract.bundle import open_bundle
 
 
 @pytest.mark.slow
@@ -22,7 +23,7 @@ def test_every_runtime_is_measured_beside_the_reference(
     assert main(["bench", str(small_bundle), *options, "--json", str(files[0]), "--plot", str(files[1])]) == 0
     rows = json.loads(files[0].read_text())["runtimes"]
     runtimes = [(row["backend"], row["precision"]) for row in rows]
-    assert runtimes == list_runtimes()
+    assert runtimes == list_runtimes(open_bundle(small_bundle))
     assert runtimes[0] == REFERENCE
     for row in rows:
         assert row["labels_equal"] == 1.0, "a threshold of grey is the same at any precision"
@@ -40,11 +41,14 @@ def test_every_runtime_is_measured_beside_the_reference(
 
 
 def test_a_runtime_that_is_not_installed_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(BACKENDS, "openvino", "service.backends.not_installed:Backend")
-    assert {name for name, _ in list_runtimes()} == {"onnxruntime"}
-    assert "left out: The library of the openvino backend is not installed" in capsys.readouterr().err
+    runtimes = list_runtimes(open_bundle(small_bundle))
+    assert {name for name, _ in runtimes} == {"onnxruntime-cpu"}
+    said = capsys.readouterr().err
+    assert "left out: The library of the openvino backend is not installed" in said
+    assert "left out: onnxruntime-cpu in int8: the bundle has no graph in int8" in said
 
 
 @pytest.mark.parametrize(

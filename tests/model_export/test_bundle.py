@@ -23,9 +23,9 @@ from model_export.parity import backend_predict, measure_agreement, reference_pr
 from model_export.pictures import draw_pictures
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend
-from service.contract.bundle import MODEL_NAME, Bundle, open_bundle
+from service.contract.bundle import SEAL_NAME, Bundle, open_bundle, save_card
 from service.contract.geometry import fit_image, plan_fit
-from service.contract.model_card import CARD_NAME, DataSource, InputSize, Metric
+from service.contract.model_card import CARD_NAME, MODEL_NAME, DataSource, InputSize, Metric, ModelCard
 from service.errors import BundleError
 from training.checkpoint import Checkpoint, build_method, load_checkpoint, normalise, save_checkpoint
 from training.config import DataConfig, NetworkConfig, Recipe
@@ -106,12 +106,12 @@ def test_bundle_opens_with_the_card_of_its_checkpoint(bundle: Bundle) -> None:
     assert (card.metrics, card.limits, card.training_data) == ((METRIC,), ("Untrained.",), (SOURCE,))
     assert card.training is not None
     assert (card.training.recipe, card.training.seed, card.training.steps) == ("tiny", 5, 7)
-    assert card.parity[0].backend == "onnxruntime"
+    assert card.parity[0].backend == "onnxruntime-cpu"
     assert (card.parity[0].frames, card.parity[0].labels_equal) == (4, pytest.approx(1.0, abs=1e-3))
     found = {
         path.relative_to(bundle.folder).as_posix() for path in bundle.folder.rglob("*") if path.is_file()
     }
-    assert found == {CARD_NAME, *card.files}
+    assert found == {CARD_NAME, SEAL_NAME, *card.files}
 
 
 def test_golden_mask_shows_every_class(bundle: Bundle) -> None:
@@ -151,7 +151,7 @@ def test_export_is_the_same_to_the_byte_every_time(
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_a_batch_gives_what_its_pictures_give_one_at_a_time(bundle: Bundle, count: int) -> None:
-    backend = open_backend("onnxruntime", bundle, batch_sizes=(1, count))
+    backend = open_backend("onnxruntime-cpu", bundle, batch_sizes=(1, count))
     images_nhwc = np.stack(list(draw_pictures(SIZE, count)))
     together = backend.segment(images_nhwc).copy()
     alone = np.concatenate([backend.segment(images_nhwc[i : i + 1]).copy() for i in range(count)])
@@ -168,7 +168,7 @@ def test_backend_gives_the_labels_of_the_network_on_real_frames(
     for sample in samples:
         image_hwc, _ = sample.load()
         fitted.append(fit_image(image_hwc, plan_fit(*image_hwc.shape[:2], SIZE)))
-    backend = open_backend("onnxruntime", bundle)
+    backend = open_backend("onnxruntime-cpu", bundle)
     reference = reference_predict(checkpoint.build_predictor())
     agreement = measure_agreement(reference, backend_predict(backend, bundle.card), fitted)
     backend.close()
@@ -267,5 +267,8 @@ def test_check_refuses_one_flipped_byte(copied: Path, name: str, capsys: pytest.
 def test_check_refuses_a_card_that_was_edited(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = (copied / CARD_NAME).read_text(encoding="utf-8")
     (copied / CARD_NAME).write_text(text.replace('"dice": 0.5', '"dice": 0.9'), encoding="utf-8")
+    assert main(["check", str(copied)]) == 1
+    assert "changed after export" in capsys.readouterr().err
+    save_card(ModelCard.load(copied / CARD_NAME), copied)
     assert main(["check", str(copied)]) == 1
     assert "differs from the one inside its model" in capsys.readouterr().err

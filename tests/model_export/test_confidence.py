@@ -18,8 +18,8 @@ from model_export.pictures import draw_pictures
 from model_export.servable import Servable, rate
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend
-from service.contract.bundle import GOLDEN_CONFIDENCE, MODEL_NAME, Bundle, hash_file, open_bundle
-from service.contract.model_card import CARD_NAME, InputSize
+from service.contract.bundle import GOLDEN_CONFIDENCE, Bundle, hash_file, open_bundle, save_card
+from service.contract.model_card import MODEL_NAME, InputSize
 from tests.model_export.test_servable import Projection
 from training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from training.config import DataConfig, NetworkConfig, Recipe
@@ -139,7 +139,7 @@ def test_the_mean_s_confidence_is_lowered_where_its_networks_disagree(
         )
         instrument.append(np.where(masks == 1, confidences, 255.0 - confidences))
     mean = (instrument[0] + instrument[1]) / 2
-    backend = open_backend("onnxruntime", mean_bundle, batch_sizes=(2,))
+    backend = open_backend("onnxruntime-cpu", mean_bundle, batch_sizes=(2,))
     _, confidences_nhw = backend.segment_with_confidence(images_nhwc)
     assert np.abs(np.maximum(mean, 255 - mean) - confidences_nhw).max() <= 1.5
     backend.close()
@@ -175,7 +175,7 @@ def test_check_refuses_a_golden_confidence_that_the_model_does_not_give(
     assert mean_bundle.golden_confidence_hw is not None
     cv2.imwrite(str(folder / GOLDEN_CONFIDENCE), mean_bundle.golden_confidence_hw - 3)
     files = {**mean_bundle.card.files, GOLDEN_CONFIDENCE: hash_file(folder / GOLDEN_CONFIDENCE)}
-    mean_bundle.card.model_copy(update={"files": files}).save(folder / CARD_NAME)
+    save_card(mean_bundle.card.model_copy(update={"files": files}), folder)
     assert main(["check", str(folder)]) == 1
     assert "confidences within 2 of 255" in capsys.readouterr().err
 

@@ -18,8 +18,9 @@ from model_export.bundle import fit_to_card
 from model_export.from_onnx import find_network, rebuild_network, require_same_labels
 from model_export.pictures import draw_pictures
 from service.bundles import DEFAULT_BUNDLE
-from service.contract.bundle import MODEL_NAME, Bundle, open_bundle
+from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image
+from service.contract.model_card import MODEL_NAME
 from service.errors import BundleError, DataError
 from tests.model_export.strange_bundle import NETWORK, SIZE, to_batch, write_strange_bundle
 from training.checkpoint import DEVIATION, MEAN, normalise

@@ -30,7 +30,8 @@ class HeldBackend:
     """Thresholds like the small bundle's graph; each inference waits for `gate`, and `fault` breaks it."""
 
     name = "held"
-    precision = "uint8"
+    precision = "float32"
+    version = "1"
 
     def __init__(self, batch_sizes: tuple[int, ...], concurrency: int) -> None:
         self.batch_sizes = batch_sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,7 +82,7 @@ def test_a_bundle_without_confidence_says_how_to_get_one(backend: Backend, bundl
 
 def test_it_names_itself_its_precision_and_its_batch_sizes(backend: Backend) -> None:
     assert backend.name in BACKENDS
-    assert backend.precision
+    assert backend.precision in load_backend(backend.name).precisions
     assert backend.batch_sizes == (1, 3)
 
 
@@ -121,54 +122,61 @@ def test_a_closed_backend_says_so_and_closes_twice(name: str, bundle: Bundle) ->
 
 
 def test_an_unknown_backend_is_named_with_the_known_ones(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match=r"onnxruntme.*auto, onnxruntime, openvino, fake"):
+    with pytest.raises(BackendError, match=r"onnxruntme.*auto, openvino, onnxruntime-cpu, fake"):
         open_backend("onnxruntme", bundle)
 
 
 def test_a_missing_library_names_the_extra_to_install(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle
 ) -> None:
-    for name in AUTO_ORDER:
+    for name, _ in AUTO_ORDER:
         monkeypatch.setitem(BACKENDS, name, "service.backends.not_installed:Backend")
     with pytest.raises(BackendError, match=r"surgseg\[cpu\]"):
         open_backend("auto", bundle)
 
 
-def test_auto_takes_the_first_that_has_no_reason_against_the_machine_and_says_why_not_another(
+def test_auto_takes_the_first_that_runs_here_and_says_why_not_another(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = AUTO_ORDER
-    opened = open_backend("auto", bundle, threads=1)
-    assert opened.name == (second if load_backend(first).reason_against() else first)
-    opened.close()
-    monkeypatch.setattr(load_backend(first), "reason_against", lambda precision: "too old")
+    taken = []
     with caplog.at_level("INFO"):
-        opened = open_backend("auto", bundle, threads=1)
-    assert opened.name == second
-    assert f"auto passes over {first}: too old" in caplog.text
-    opened.close()
+        for _ in dict(AUTO_ORDER):
+            opened = open_backend("auto", bundle, threads=1)
+            taken.append((opened.name, opened.precision))
+            opened.close()
+            monkeypatch.setattr(load_backend(taken[-1][0]), "reason_against", lambda _, precision: "too old")
+    runs = [
+        (name, precision)
+        for name, precision in AUTO_ORDER
+        if "int8" not in precision and (name, precision) in {*taken, ("onnxruntime-cpu", "float32")}
+    ]
+    assert taken == runs
+    assert f"auto passes over {taken[0][0]} in {taken[0][1]}: too old" in caplog.text
+    assert "auto passes over openvino in int8: the bundle has no graph in int8" in caplog.text
+    assert f"auto takes {taken[0][0]} in {taken[0][1]}" in caplog.text
 
 
 def test_auto_takes_the_fastest_at_the_precision_that_is_asked_for(bundle: Bundle) -> None:
     opened = open_backend("auto", bundle, threads=1, precision="float32")
-    assert (opened.name, opened.precision) == ("onnxruntime", "float32")
+    assert (opened.name, opened.precision) == ("onnxruntime-cpu", "float32")
     opened.close()
+    with pytest.raises(BackendError, match=r"openvino in int8: the bundle has no graph in int8"):
+        open_backend("auto", bundle, threads=1, precision="int8")
+    with pytest.raises(BackendError, match="none computes in float16"):
+        open_backend("auto", bundle, threads=1, precision="float16")
 
 
 def test_auto_passes_over_a_runtime_that_gives_other_labels(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    first, second = AUTO_ORDER
-    monkeypatch.setattr(load_backend(first), "reason_against", lambda precision: None)
-    segment = load_backend(first).segment  # type: ignore[attr-defined]
-    monkeypatch.setattr(
-        load_backend(first), "segment", lambda self, images_nhwc: 1 - segment(self, images_nhwc)
-    )
+    first = open_backend("auto", bundle, threads=1)
+    first.close()
+    factory = load_backend(first.name)
+    segment = factory.segment  # type: ignore[attr-defined]
+    monkeypatch.setattr(factory, "segment", lambda self, images_nhwc: 1 - segment(self, images_nhwc))
     opened = open_backend("auto", bundle, threads=1)
-    assert opened.name == second
-    assert (
-        f"auto passes over {first}: in {load_backend(first).precisions()[-1]} it gives 0.00%" in caplog.text
-    )
+    assert opened.name != first.name
+    assert f"auto passes over {first.name} in {first.precision}: it gives 0.00%" in caplog.text
     opened.close()
 
 
@@ -178,8 +186,8 @@ def test_a_precision_is_what_was_asked_for_or_an_error(name: str, bundle: Bundle
     assert opened.precision == "float32"
     np.testing.assert_array_equal(opened.segment(bundle.golden_image_hwc[None])[0], bundle.golden_mask_hw)
     opened.close()
-    with pytest.raises(BackendError, match="float64"):
-        open_backend(name, bundle, threads=1, precision="float64")
+    with pytest.raises(BackendError, match=r"in float16: it cannot\. Expected .*float32"):
+        open_backend(name, bundle, threads=1, precision="float16")
 
 
 @pytest.mark.skipif("openvino" not in RUNTIMES, reason="openvino is not installed")
@@ -190,17 +198,25 @@ def test_openvino_computes_bfloat16_where_the_processor_does(
 
     assert sys.modules["openvino_telemetry"] is None, "nothing of it may reach the internet"
     opened = open_backend("openvino", bundle, threads=1)
-    assert opened.precision == (
-        "bfloat16" if load_backend("openvino").reason_against() is None else "float32"
-    )
+    flags = Path("/proc/cpuinfo").read_text()
+    assert opened.precision == ("bfloat16" if re.search("avx512_bf16|amx_bf16", flags) else "float32")
     opened.close()
     monkeypatch.setattr(module, "_computes_bfloat16", lambda core: False)
-    assert "bfloat16" in str(load_backend("openvino").reason_against())
     opened = open_backend("openvino", bundle, threads=1)
     assert opened.precision == "float32"
     opened.close()
-    with pytest.raises(BackendError, match=r"does not compute bfloat16.*Choose float32"):
+    with pytest.raises(BackendError, match=r"in bfloat16: this processor does not compute bfloat16.*float32"):
         open_backend("openvino", bundle, threads=1, precision="bfloat16")
+
+
+def test_int8_is_refused_where_the_processor_has_no_dot_product_of_bytes(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from service.backends import onnxruntime_cpu as module
+
+    monkeypatch.setattr(module, "computes_int8", lambda: False)
+    with pytest.raises(BackendError, match=r"in int8: this processor has no dot product of bytes \(VNNI\)"):
+        open_backend("onnxruntime-cpu", bundle, precision="int8")
 
 
 def test_there_is_at_least_one_core() -> None:
@@ -242,7 +258,7 @@ def test_no_more_is_run_at_once_than_there_are_threads_and_places_in_a_batch(
 def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from service.backends import onnxruntime as module
+    from service.backends import onnxruntime_cpu as module
 
     monkeypatch.setattr(module, "list_cores", lambda: [0, 2, 5])
     monkeypatch.setattr(module, "available_cores", lambda: 3)
@@ -257,7 +273,7 @@ def test_helping_threads_have_a_core_each_only_where_the_machine_is_ours(
 def test_the_calling_thread_is_bound_while_it_computes_and_then_as_it_was(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.backends import onnxruntime as module
+    from service.backends import onnxruntime_cpu as module
 
     bound: list[set[int]] = []
     bind = os.sched_setaffinity
@@ -265,7 +281,7 @@ def test_the_calling_thread_is_bound_while_it_computes_and_then_as_it_was(
         module.os, "sched_setaffinity", lambda pid, cores: (bound.append(set(cores)), bind(pid, cores))
     )
     before = os.sched_getaffinity(0)
-    backend = open_backend("onnxruntime", bundle)
+    backend = open_backend("onnxruntime-cpu", bundle)
     backend.segment(bundle.golden_image_hwc[None])
     assert os.sched_getaffinity(0) == before
     if module._plan_helpers(available_cores()):

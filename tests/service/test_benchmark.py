@@ -169,11 +169,11 @@ def test_a_short_video_is_repeated_and_scaled(small_bundle: Path, tmp_path: Path
 
 def test_the_model_alone_is_timed_run_by_run(small_bundle: Path) -> None:
     canvases = [np.zeros((1, 288, 512, 3), np.uint8)] * 3
-    figures = measure_model(open_bundle(small_bundle), "onnxruntime", canvases, 0.2)
+    figures = measure_model(open_bundle(small_bundle), "onnxruntime-cpu", canvases, 0.2)
     assert figures["runs"] >= 1
     assert figures["ms"]["p50"] <= figures["ms"]["p99"] <= figures["ms"]["max"]
     assert 1e3 / figures["frames_per_s"] <= figures["ms"]["max"]
-    assert (figures["backend"], figures["input"]) == ("onnxruntime", [512, 288])
+    assert (figures["backend"], figures["input"]) == ("onnxruntime-cpu", [512, 288])
 
 
 @pytest.mark.parametrize(

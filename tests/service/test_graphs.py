@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.backends import open_backend
-from service.contract.bundle import MODEL_NAME, Bundle, hash_file, open_bundle
-from service.contract.model_card import CARD_NAME
+from service.contract.bundle import Bundle, hash_file, open_bundle, save_card
+from service.contract.model_card import MODEL_NAME
 from service.errors import BundleError
 from tests.service.runtimes import RUNTIMES
 
@@ -22,7 +22,7 @@ def _replace_model(small_bundle: Path, tmp_path: Path, model: bytes) -> Bundle:
         (folder / name).write_bytes((small_bundle / name).read_bytes())
     (folder / MODEL_NAME).write_bytes(model)
     files = {**bundle.card.files, MODEL_NAME: hash_file(folder / MODEL_NAME)}
-    bundle.card.model_copy(update={"files": files}).save(folder / CARD_NAME)
+    save_card(bundle.card.model_copy(update={"files": files}), folder)
     return open_bundle(folder)
 
 

@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     """Print a row for each size: Dice whole and at a fraction in both ways, and the milliseconds of both."""
     cv2.setNumThreads(1)
     bundle = open_bundle(DEFAULT_BUNDLE)
-    backend = open_backend("onnxruntime", bundle)
+    backend = open_backend("onnxruntime-cpu", bundle)
     samples = [sample.load() for sample in open_data(f"endovis2015_rigid:{folder / 'endovis2015_rigid'}")]
     for width, height in SIZES:
         fit = plan_fit(height, width, bundle.card.input_size, bundle.card.fit)

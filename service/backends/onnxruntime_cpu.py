@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,25 +16,28 @@ from service.backends.base import (
     GraphBackend,
     Images,
     first_line,
-    require_precision,
+    reason_against_graph,
 )
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError, BundleError
-from service.processors import available_cores, list_cores
+from service.processors import available_cores, computes_int8, list_cores
 
 _PROVIDER = "CPUExecutionProvider"
 _SPIN_US = 500
 
 
 class OnnxRuntimeBackend(GraphBackend):
-    """Runs `model.onnx` as it is. `precision` is what the model's metadata says it was exported at.
+    """Runs the bundle's graph of a precision as it is.
 
     A call that comes alone runs each operator on all threads, bound to a core each. Calls that come while another is
     under way share the threads evenly: a thread that is held up then delays one picture, not every operator of all.
     """
 
-    name = "onnxruntime"
+    name = "onnxruntime-cpu"
+    version = onnxruntime.__version__
+    precisions: tuple[Precision, ...] = ("int8", "float32")
 
     def __init__(
         self,
@@ -41,30 +45,26 @@ class OnnxRuntimeBackend(GraphBackend):
         *,
         batch_sizes: tuple[int, ...],
         threads: int | None,
-        precision: str | None = None,
+        precision: Precision,
     ) -> None:
         threads = threads or available_cores()
-        super().__init__(bundle, batch_sizes, threads)
-        session = _open_session(bundle, threads)
+        super().__init__(bundle, batch_sizes, threads, precision)
+        path = bundle.path_of(precision)
+        session = _open_session(path, threads)
         self._session: Any = session
-        self._shared = (
-            session if self.concurrency == 1 else _open_session(bundle, threads // self.concurrency)
-        )
+        self._shared = session if self.concurrency == 1 else _open_session(path, threads // self.concurrency)
         self._first_core = list_cores()[0] if _plan_helpers(threads) else None
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        check_graph(bundle, [_describe(each) for each in inputs], [_describe(each) for each in outputs])
-        self.precision: str = session.get_modelmeta().custom_metadata_map.get("precision", "float32")
-        require_precision(self.name, self.precision, precision)
+        check_graph(
+            bundle, precision, [_describe(each) for each in inputs], [_describe(each) for each in outputs]
+        )
 
     @staticmethod
-    def precisions() -> tuple[str, ...]:
-        """See `BackendFactory.precisions`."""
-        return ("float32",)
-
-    @staticmethod
-    def reason_against(precision: str | None = None) -> str | None:
+    def reason_against(bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
-        return None
+        if precision == "int8" and not computes_int8():
+            return "this processor has no dot product of bytes (VNNI)"
+        return reason_against_graph(bundle, precision)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend(GraphBackend):
         return results
 
 
-def _open_session(bundle: Bundle, threads: int) -> Any:
+def _open_session(path: Path, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
@@ -99,10 +99,10 @@ def _open_session(bundle: Bundle, threads: int) -> Any:
         affinities = ";".join(str(core + 1) for core in helpers)
         options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
     try:
-        session = onnxruntime.InferenceSession(str(bundle.model_path), options, providers=[_PROVIDER])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
     except Exception as error:
         raise BundleError(
-            f"ONNX Runtime cannot open {bundle.model_path}: {first_line(error)}.",
+            f"ONNX Runtime cannot open {path}: {first_line(error)}.",
             "an ONNX model that this version of ONNX Runtime knows",
             "Export the bundle again, or install a newer onnxruntime.",
         ) from error

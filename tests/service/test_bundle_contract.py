@@ -172,7 +172,19 @@ def test_each_precision_has_its_graph_or_the_network_itself(copied: Path) -> Non
         (lambda card: card["files"].update({"../secret": "00"}), "outside its bundle"),
         (lambda card: card["input_size"].update(width=256), "512 x 288"),
     ],
-    ids=["version", "no version", "no model", "unhashed model", "unknown key", "no size", "order", "one class", "no hash", "outside", "golden size"],
+    ids=[
+        "version",
+        "no version",
+        "no model",
+        "unhashed model",
+        "unknown key",
+        "no size",
+        "order",
+        "one class",
+        "no hash",
+        "outside",
+        "golden size",
+    ],
 )
 def test_a_card_that_is_not_right_says_where(
     copied: Path, change: Callable[[dict[str, Any]], None], message: str

@@ -9,17 +9,17 @@ import cv2
 import numpy as np
 from torch import nn
 
-from model_export.bundle_folder import check_target, fill_unseen
-from model_export.card import Description, draft_card
-from model_export.parity import (
+from model_export.agreement import (
     Agreement,
     Predict,
     backend_predict,
     is_close,
     measure_agreement,
-    reference_predict,
     require_agreement,
 )
+from model_export.bundle_folder import check_target, fill_unseen
+from model_export.card import Description, draft_card
+from model_export.parity import reference_predict
 from model_export.pictures import draw_pictures
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx

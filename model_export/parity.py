@@ -1,58 +1,13 @@
-"""Proves that what will be served gives the labels, and the confidences, of the network that was trained."""
+"""What a trained network gives, computed by torch: what everything exported from it is compared with."""
 
 from __future__ import annotations
-
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.backends.base import Backend
-from service.contract.geometry import Image
-from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard, Precision
-from service.errors import BundleError
-
-Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], ...]]
-"""uint8 RGB `(N, H, W, 3)`, C-contiguous, to the outputs: uint8 class ids `(N, H, W)`, and perhaps their confidence."""
-
-EQUAL_AT_LEAST: dict[Precision, float] = {
-    "float32": 0.9999,
-    "float16": 0.995,
-    "bfloat16": 0.995,
-    "int8": 0.995,
-}
-"""The share of labels, and of confidences, that each precision must have in common with the network."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The share of labels that two predictions have in common, over all `frames` and on the worst.
-
-    Of the confidences, None where there are none, the share that is within CONFIDENCE_TOLERANCE levels.
-    """
-
-    frames: int
-    labels_equal: float
-    worst: float
-    confidences_equal: float | None = None
-
-    def __str__(self) -> str:
-        labels = (
-            f"{self.labels_equal:.4%} of labels equal on {self.frames} frames (worst frame {self.worst:.4%})"
-        )
-        if self.confidences_equal is None:
-            return labels
-        return f"{labels}, {self.confidences_equal:.4%} of confidences within {CONFIDENCE_TOLERANCE} of 255"
-
-
-def backend_predict(backend: Backend, card: ModelCard) -> Predict:
-    """What a backend gives, for all outputs of the card that we know."""
-    if card.has_confidence:
-        return backend.segment_with_confidence
-    return lambda images_nhwc: (backend.segment(images_nhwc),)
+from model_export.agreement import Predict
 
 
 def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Predict:
@@ -73,40 +28,3 @@ def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Pre
         return masks_nhw, np.rint(255 * probabilities_nhw.numpy()).astype(np.uint8)
 
     return predict
-
-
-def measure_agreement(reference: Predict, candidate: Predict, images: Iterable[Image]) -> Agreement:
-    """Compare two predictions picture by picture; pictures are uint8 RGB `(H, W, 3)` at the model's size."""
-    shares, close = [], []
-    for image_hwc in images:
-        images_nhwc = np.ascontiguousarray(image_hwc)[None]
-        (masks, *confidences), (other_masks, *others) = reference(images_nhwc), candidate(images_nhwc)
-        shares.append(float(np.mean(masks == other_masks)))
-        for confidence, other in zip(confidences, others, strict=True):
-            distance = np.abs(confidence.astype(np.int16) - other)
-            close.append(float(np.mean(distance <= CONFIDENCE_TOLERANCE)))
-    if not shares:
-        raise BundleError(
-            "There was no picture to compare on.",
-            "at least one frame",
-            "Name data that holds frames, or a larger --limit.",
-        )
-    return Agreement(
-        len(shares), float(np.mean(shares)), min(shares), float(np.mean(close)) if close else None
-    )
-
-
-def is_close(agreement: Agreement, precision: Precision) -> bool:
-    """Whether as many labels, and confidences where there are some, are equal as at that precision must be."""
-    shares = (agreement.labels_equal, agreement.confidences_equal)
-    return all(share is None or share >= EQUAL_AT_LEAST[precision] for share in shares)
-
-
-def require_agreement(agreement: Agreement, backend: str, precision: Precision) -> None:
-    """Raise BundleError when fewer labels or confidences are equal than at that precision must be."""
-    if not is_close(agreement, precision):
-        raise BundleError(
-            f"The backend {backend} in {precision} disagrees with the network: {agreement}.",
-            f"at least {EQUAL_AT_LEAST[precision]:.2%}",
-            "Compare the runtime's version and precision with those the network was trained with.",
-        )

@@ -20,12 +20,12 @@ from model_export.agreement import (
 from model_export.bundle_folder import check_target, fill_unseen
 from model_export.card import Description, draft_card
 from model_export.parity import reference_predict
-from model_export.pictures import draw_pictures
+from model_export.pictures import draw_pictures, fit_to_card
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
 from service.contract.bundle import GOLDEN_IMAGE, Bundle, hash_file, open_bundle, required_files, save_card
-from service.contract.geometry import Image, fit_image, plan_fit
+from service.contract.geometry import Image
 from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity, Precision
 from service.errors import BundleError
 from training.checkpoint import Checkpoint
@@ -66,12 +66,6 @@ def write_bundle(
         card = _write_files(partial, predictor, card, golden_hwc, predict)
         agreement = _prove(partial, card, predict, fitted)
     return open_bundle(folder), agreement
-
-
-def fit_to_card(image_hwc: Image, card: ModelCard) -> Image:
-    """A picture of any size on the canvas of the card's model, exactly as the service fits it."""
-    fit = plan_fit(image_hwc.shape[0], image_hwc.shape[1], card.input_size, card.fit)
-    return np.ascontiguousarray(fit_image(image_hwc, fit))
 
 
 def _draw_golden(predict: Predict, size: InputSize) -> Image:

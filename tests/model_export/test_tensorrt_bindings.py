@@ -38,6 +38,7 @@ CHECKED = (
     "service/backends/engine_cache.py",
     "model_export/build_command.py",
 )
+TQDM = {"update", "close"}  # which has methods of the same names as the bindings, and no types
 # What stubs made from C++ may have: none of it hides a name or turns a known type into an unknown one.
 TOLERATED = "type-arg,no-untyped-def,override,overload-cannot-match,overload-overlap,assignment,misc"
 
@@ -186,11 +187,11 @@ def misspell(
     """The text with `_misspelt` after each attribute of the module, or else of its objects; lines and names."""
     lines, done = text.splitlines(), set()
     attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
+    ours = TQDM | {node.attr for node in attributes if ast.unparse(node.value) == "self"}
     for node in sorted(attributes, key=lambda node: (node.end_lineno, node.end_col_offset), reverse=True):
         of_module = isinstance(node.value, ast.Name) and node.value.id == module
-        if of_module != is_of_module or not (
-            of_module or node.attr in members or node.attr.startswith("cuda")
-        ):
+        is_theirs = of_module or node.attr.startswith("cuda") or node.attr in members - ours
+        if of_module != is_of_module or not is_theirs:
             continue
         assert node.end_lineno is not None
         line, end = lines[node.end_lineno - 1], node.end_col_offset

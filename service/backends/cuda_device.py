@@ -9,7 +9,7 @@ import ctypes
 import logging
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -117,7 +117,9 @@ class DeviceResources:
         return CapturedWork(executable, stream)
 
     def close(self) -> None:
-        """Free everything, from the thread that allocated it. What cannot be freed is logged."""
+        """Free everything, from any thread. What CUDA does not free, as after an error, is logged."""
+        with suppress(BackendError):
+            bind_thread()
         self._owned.close()
 
 

@@ -65,7 +65,6 @@ class OnnxOnGpuBackend(GraphBackend):
             return
         super().close()
         with self._running:
-            bind_thread()
             self._bindings.clear()
             self._session = None
             self._resources.close()

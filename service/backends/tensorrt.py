@@ -92,7 +92,6 @@ class TensorRtBackend(EngineKeeper, GraphBackend):
         if not self._is_open:
             return
         super().close()
-        bind_thread()
         try:
             lanes = [self._idle.get(timeout=_LANE_ENDS_S) for _ in range(_LANES)]
         except Empty:

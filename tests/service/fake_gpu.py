@@ -14,6 +14,11 @@ from tests.service.fake_tensorrt import FakeTensorRt
 
 OURS = (
     *("service.backends.cuda_device", "service.backends.tensorrt_log", "service.backends.tensorrt"),
+    *(
+        "service.backends.onnx_on_gpu",
+        "service.backends.onnxruntime_cuda",
+        "service.backends.onnxruntime_tensorrt",
+    ),
     *("model_export.build_progress", "model_export.to_tensorrt"),
 )
 """The modules that hold on to NVIDIA's once they are imported."""
@@ -30,13 +35,19 @@ def fake_gpu() -> Iterator[FakeTensorRt]:
         fakes = {"cuda": ModuleType("cuda"), "cuda.bindings": bindings, "cuda.bindings.runtime": cuda}
         for name, module in {**fakes, "tensorrt": trt}.items():
             patch.setitem(sys.modules, name, module)
-        for name in OURS:
-            patch.delitem(sys.modules, name, raising=False)
+        forget()
         import service.backends.cuda_device as device
 
         patch.setattr(device, "_DRIVER", "libc.so.6")
         try:
             yield trt
         finally:
-            for name in OURS:
-                sys.modules.pop(name, None)
+            forget()
+
+
+def forget() -> None:
+    """Have our modules imported anew by whoever asks for them next."""
+    for name in OURS:
+        package, _, module = name.rpartition(".")
+        if sys.modules.pop(name, None) is not None:
+            delattr(sys.modules[package], module)

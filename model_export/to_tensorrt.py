@@ -14,6 +14,7 @@ from pathlib import Path
 import tensorrt as trt
 
 from model_export.build_progress import BuildProgress
+from service.backends.byte_images import read_for_tensorrt
 from service.backends.cuda_device import bind_thread
 from service.backends.engine_cache import write_atomically
 from service.backends.tensorrt import IMAGE
@@ -97,7 +98,7 @@ def _make_builder() -> trt.Builder:
 
 def _parse(network: trt.INetworkDefinition, graph: Path) -> None:
     parser = trt.OnnxParser(network, LOG)
-    if parser.parse_from_file(str(graph)):
+    if parser.parse(read_for_tensorrt(graph)):
         return
     errors: list[trt.ParserError] = [parser.get_error(index) for index in range(parser.num_errors)]
     described = "; ".join(_describe_error(error) for error in errors) or LOG.take_error()

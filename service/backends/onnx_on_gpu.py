@@ -34,13 +34,14 @@ class OnnxOnGpuBackend(GraphBackend):
         precision: Precision,
         provider: str,
         provider_options: Mapping[str, str],
+        model: bytes | None = None,
     ) -> None:
         super().__init__(bundle, batch_sizes, 1, precision)
         bind_thread()
         onnxruntime.preload_dlls(msvc=False)  # of the extra `gpu`, where the system has no CUDA of its own
         options = onnxruntime.SessionOptions()
         self._session: Any = open_session(
-            bundle.path_of(precision), options, provider, {"device_id": "0", **provider_options}
+            bundle.path_of(precision), options, provider, {"device_id": "0", **provider_options}, model
         )
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         check_graph(

@@ -17,9 +17,13 @@ _FAULTS_OF_MODELS = {"InvalidProtobuf", "InvalidGraph", "NoModel", "NoSuchFile"}
 
 
 def open_session(
-    path: Path, options: Any, provider: str = CPU, provider_options: Mapping[str, str] | None = None
+    path: Path,
+    options: Any,
+    provider: str = CPU,
+    provider_options: Mapping[str, str] | None = None,
+    model: bytes | None = None,
 ) -> Any:
-    """A session in which `provider` runs every node.
+    """A session in which `provider` runs every node; `model` stands in for what is in the file where it is given.
 
     ONNX Runtime takes the processor's for a node that another does not know, for a session whose provider does not
     start, and for a run in which it fails, each time with no more than a line in a log. None of the three can happen to
@@ -30,7 +34,10 @@ def open_session(
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     try:
         session = onnxruntime.InferenceSession(
-            str(path), options, providers=[(provider, dict(provider_options or {}))], enable_fallback=0
+            model or str(path),
+            options,
+            providers=[(provider, dict(provider_options or {}))],
+            enable_fallback=0,
         )
     except Exception as error:
         if provider == CPU or type(error).__name__ in _FAULTS_OF_MODELS:

@@ -8,6 +8,7 @@ import onnxruntime
 import tensorrt  # noqa: F401 - loads the libraries that the provider is linked against
 
 from service.backends.base import reason_against_graph
+from service.backends.byte_images import read_for_tensorrt
 from service.backends.engine_cache import EngineKeeper
 from service.backends.onnx_on_gpu import IMAGE, OnnxOnGpuBackend, reason_against_provider
 from service.contract.bundle import Bundle
@@ -39,7 +40,8 @@ class OnnxRuntimeTensorRtBackend(EngineKeeper, OnnxOnGpuBackend):
     ) -> None:
         folder = _make_folder(self.folder(), bundle, batch_sizes, precision)
         options = plan_provider_options(folder, bundle, batch_sizes)
-        super().__init__(bundle, batch_sizes, precision, _PROVIDER, options)
+        model = read_for_tensorrt(bundle.path_of(precision))
+        super().__init__(bundle, batch_sizes, precision, _PROVIDER, options, model)
 
     @staticmethod
     def reason_against(bundle: Bundle, precision: Precision) -> str | None:

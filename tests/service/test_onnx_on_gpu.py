@@ -83,7 +83,10 @@ def opened(
 
     sessions: list[tuple[str, dict[str, str], FakeSession]] = []
 
-    def open_fake(path: Path, options: Any, provider: str, provider_options: dict[str, str]) -> FakeSession:
+    def open_fake(
+        path: Path, options: Any, provider: str, provider_options: dict[str, str], model: bytes | None
+    ) -> FakeSession:
+        assert (model is not None) == (provider == TENSORRT)
         sessions.append((provider, provider_options, FakeSession(path, gpu)))
         return sessions[-1][2]
 

@@ -12,6 +12,7 @@ from service.errors import SurgsegError
 COMMANDS = {
     "bundle": ("model_export.bundle_command", "turn a checkpoint into a bundle"),
     "migrate": ("model_export.migrate_command", "bring a bundle of an older format up to this one"),
+    "quantize": ("model_export.quantize_command", "add a graph in int8 or float16 to a bundle"),
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),

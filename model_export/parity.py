@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from service.backends.base import Backend
+from service.contract.bundle import Bundle
 from service.contract.geometry import Image
 from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard, Precision
 from service.errors import BundleError
@@ -53,6 +56,18 @@ def backend_predict(backend: Backend, card: ModelCard) -> Predict:
     if card.has_confidence:
         return backend.segment_with_confidence
     return lambda images_nhwc: (backend.segment(images_nhwc),)
+
+
+def run_graph(path: Path) -> Predict:
+    """The graph in ONNX Runtime on the CPU as it is, also in a precision that this is no good for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def predict(images_nhwc: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
+        return tuple(session.run(None, {"image": images_nhwc}))
+
+    return predict
 
 
 def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Predict:
@@ -110,3 +125,17 @@ def require_agreement(agreement: Agreement, backend: str, precision: Precision) 
             f"at least {EQUAL_AT_LEAST[precision]:.2%}",
             "Compare the runtime's version and precision with those the network was trained with.",
         )
+
+
+def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agreement:
+    """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
+    pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
+    golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
+    agreement = measure_agreement(lambda _: golden, predict, [bundle.golden_image_hwc])
+    if not is_close(agreement, precision):
+        raise BundleError(
+            f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
+            "what it gave when it was exported",
+            "Export the bundle again on this machine, or check the runtime's version.",
+        )
+    return agreement

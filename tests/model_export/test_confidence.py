@@ -70,8 +70,8 @@ def test_confidences_agree_within_two_levels_and_no_more() -> None:
         reference, candidate = (zeros, zeros + 100), (zeros, np.full_like(zeros, 100 - levels))
         return measure_agreement(lambda _: reference, lambda _: candidate, [np.zeros((10, 10, 3), np.uint8)])
 
-    assert is_close(shifted_by(2))
-    assert not is_close(shifted_by(3))
+    assert is_close(shifted_by(2), "float32")
+    assert not is_close(shifted_by(3), "float32")
     assert shifted_by(3).labels_equal == 1.0
     assert "0.0000% of confidences within 2" in str(shifted_by(3))
 

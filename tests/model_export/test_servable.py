@@ -75,7 +75,7 @@ def test_agreement_counts_equal_labels_and_names_the_worst_frame() -> None:
     agreement = measure_agreement(lambda i: (np.zeros(i.shape[:3], np.uint8),), candidate, pictures)
     assert (agreement.frames, agreement.labels_equal, agreement.worst) == (4, 0.875, 0.5)
     with pytest.raises(BundleError, match=r"87\.5"):
-        require_agreement(agreement, "onnxruntime-cpu")
+        require_agreement(agreement, "onnxruntime-cpu", "float32")
 
 
 def test_agreement_on_no_frames_proves_nothing() -> None:

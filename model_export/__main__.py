@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),
     "bench": ("model_export.bench_command", "measure every runtime and precision that this machine has"),
+    "checkpoint": ("model_export.checkpoint_command", "make a checkpoint of a bundle whose own is lost"),
     "adapt": ("model_export.adapt_command", "turn labeled and unlabeled frames of a site into a bundle"),
 }
 

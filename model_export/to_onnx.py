@@ -32,10 +32,17 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
     for node in model.graph.all_nodes():
         if node.op_type == "Resize":
             _fix_scales(node)
+    save_graph(model, card, path)
+
+
+def save_graph(model: ir.Model, card: ModelCard, path: Path) -> None:
+    """Write `model` to `path`, `card` inside and nothing else that is not computed. Raises what the ONNX checker does.
+
+    Exporters note the source line of every node, with its path on their machine.
+    """
     ir.passes.Sequential(
         common.RemoveUnusedNodesPass(),
         common.RemoveUnusedOpsetsPass(),
-        # The exporter notes the source line of every node, with its path on this machine.
         common.ClearMetadataAndDocStringPass(),
     )(model)
     model.metadata_props.clear()

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from model_export.foreign_batch import open_batch
 from model_export.foreign_card import ForeignCard, ForeignInput, ForeignOutput
 from model_export.foreign_model import ForeignModel
 from model_export.servable import BYTE_MAX
@@ -38,6 +39,8 @@ def wrap_graph(
     wrapped = ir.from_proto(model.proto)
     wrapped.ir_version = max(wrapped.ir_version, _OLDEST_IR)
     graph = wrapped.graph
+    if model.batch is not None:
+        open_batch(wrapped)
     _forget_origin(wrapped)
     picture = next(value for value in graph.inputs if value.name == model.input_name)
     scores = next(value for value in graph.outputs if value.name == model.output_name)

@@ -31,7 +31,7 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
     model = _trace(servable, card.input_size, card.outputs)
     for node in model.graph.all_nodes():
         if node.op_type == "Resize":
-            _fix_scales(node)
+            fix_scales(node)
     save_graph(model, card, path)
 
 
@@ -78,7 +78,7 @@ def _trace(servable: Servable, size: InputSize, outputs: tuple[str, ...]) -> ir.
     return program.model
 
 
-def _fix_scales(node: ir.Node) -> None:
+def fix_scales(node: ir.Node) -> None:
     """Give a Resize constant scales instead of sizes computed from shapes at run time.
 
     Only then does ONNX Runtime keep the resize in the blocked layout of the convolutions around it.

@@ -185,7 +185,9 @@ def parse_table(
     try:
         return table_class.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = error.errors()
+        # a key that is misspelt is missing too, but that is not what helps
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_keys(table_class, first["loc"][:-1])

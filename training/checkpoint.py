@@ -175,4 +175,6 @@ def _explain(error: Exception) -> str:
     """Why a file could not be read, in a few words; torch has many, most of them on how to read it all the same."""
     if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
         return f"it would run {forbidden[1]}, which was not done"
+    if str(error).startswith("Weights only load failed"):
+        return "it holds something other than weights and plain values"
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

@@ -88,9 +88,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_none(
         "weights": {"version": 1, "state": {"method": {"weight": RunsCode()}}},
     }
     save(contents[where], tmp_path / "evil.pt")
-    with pytest.raises(
-        DataError, match=r"evil\.pt is not a checkpoint \(it would run \w+\.system, which.*Name a best\.pt"
-    ):
+    with pytest.raises(DataError, match=r"evil\.pt is not a checkpoint \(it (would run|holds something)"):
         load_checkpoint(tmp_path / "evil.pt")
     assert not (tmp_path / "owned").exists()
 

@@ -40,7 +40,7 @@ def wrap_graph(
     wrapped.ir_version = max(wrapped.ir_version, _OLDEST_IR)
     graph = wrapped.graph
     if model.batch is not None:
-        open_batch(wrapped)
+        open_batch(wrapped, model.batch)
     _forget_origin(wrapped)
     picture = next(value for value in graph.inputs if value.name == model.input_name)
     scores = next(value for value in graph.outputs if value.name == model.output_name)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from model_export.foreign_card import ForeignCard
+from model_export.foreign_card import GUIDE, ForeignCard, ForeignInput, ForeignOutput
 from service.contract.model_card import ClassInfo, DataSource, InputSize
 from service.errors import DataError
 from tests.model_export.foreign_networks import IMAGENET, LOGITS, SIZE, write_card
@@ -91,3 +92,18 @@ def test_what_is_no_text_is_refused(tmp_path: Path) -> None:
 def test_the_size_may_be_left_to_the_model(tmp_path: Path) -> None:
     assert load(tmp_path).input.size == InputSize(height=96, width=160)
     assert load(tmp_path, given=IMAGENET.partition("\n")[2]).input.size is None
+
+
+def test_the_card_of_the_guide_is_one(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / GUIDE).read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(.*?)```", guide, re.DOTALL)
+    (tmp_path / "card.toml").write_text(text, encoding="utf-8")
+    assert ForeignCard.load(tmp_path / "card.toml").input.scaling is not None
+
+
+def test_the_guide_names_every_key() -> None:
+    guide = (Path(__file__).parents[2] / GUIDE).read_text(encoding="utf-8")
+    top = set(ForeignCard.model_fields) - {"input", "output"}
+    keys = [f"input.{key}" for key in ForeignInput.model_fields]
+    keys += [f"output.{key}" for key in ForeignOutput.model_fields]
+    assert [key for key in (*top, *keys) if f"`{key}`" not in guide and f"`[[{key}]]`" not in guide] == []

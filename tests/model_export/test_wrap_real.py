@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from monai.networks.nets import DynUNet
+from torch import nn
 
 from model_export.__main__ import main
 from model_export.pictures import draw_pictures
 from service.backends import open_backend
 from service.contract.bundle import Bundle, open_bundle
 from tests.conftest import Server
-from tests.model_export.foreign_networks import SIZE, write_card
+from tests.model_export.foreign_networks import IMAGENET, SIZE, write_card
 from tests.service.runtimes import RUNTIMES
 from training.checkpoint import DEVIATION, MEAN
 
@@ -28,24 +30,41 @@ smp = pytest.importorskip("segmentation_models_pytorch")
 CLASSES = 3
 IMAGES = np.stack(list(draw_pictures(SIZE, 3, seed=60)))
 DYNAMIC = {0: "batch", 2: "height", 3: "width"}
+Z_SCORE = 'channels = "rgb"\nnormalise = "z-score"'
 
 
-def build(name: str) -> torch.nn.Module:
-    """A network with random weights, whose masks are about as much of each class."""
-    torch.manual_seed(2)
-    network = smp.create_model(name, "resnet18", encoder_weights=None, classes=CLASSES).eval()
-    with torch.inference_mode():
-        network.segmentation_head[0].bias -= network(prepare(IMAGES)).mean(dim=(0, 2, 3))
-    return network
+def build_unet() -> tuple[nn.Module, nn.Parameter]:
+    """The network, and the bias of its last layer."""
+    network = smp.Unet("resnet18", encoder_weights=None, classes=CLASSES)
+    return network, network.segmentation_head[0].bias
 
 
-def prepare(images_nhwc: np.ndarray) -> torch.Tensor:
-    """What users of the library give it."""
+def build_fpn() -> tuple[nn.Module, nn.Parameter]:
+    """GroupNorm and upsampling to sizes: where an exporter writes the batch down."""
+    network = smp.FPN("resnet18", encoder_weights=None, classes=CLASSES)
+    return network, network.segmentation_head[0].bias
+
+
+def build_nnunet() -> tuple[nn.Module, nn.Parameter]:
+    """The architecture of nnU-Net, as MONAI has it."""
+    network = DynUNet(2, 3, CLASSES, [3, 3, 3, 3], [1, 2, 2, 2], [2, 2, 2])
+    return network, network.output_block.conv.conv.bias
+
+
+def use_imagenet(images_nhwc: np.ndarray) -> torch.Tensor:
+    """float32 `(N, 3, H, W)`, as users of segmentation_models_pytorch make it."""
     images = (torch.from_numpy(images_nhwc).float() / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)
     return images.permute(0, 3, 1, 2)
 
 
-def export_now(network: torch.nn.Module, path: Path) -> None:
+def use_z_score(images_nhwc: np.ndarray) -> torch.Tensor:
+    """As nnU-Net does."""
+    images = torch.from_numpy(images_nhwc).float().permute(0, 3, 1, 2)
+    deviation, mean = torch.std_mean(images, dim=(2, 3), correction=0, keepdim=True)
+    return (images - mean) / deviation
+
+
+def export_now(network: nn.Module, path: Path) -> None:
     """The exporter of today as it is called without a thought: one picture, weights in a file beside the model."""
     torch.onnx.export(
         network, (torch.zeros(1, 3, SIZE.height, SIZE.width),), path, dynamo=True, verbose=False
@@ -53,7 +72,7 @@ def export_now(network: torch.nn.Module, path: Path) -> None:
     assert onnx.load(str(path), load_external_data=False).graph.initializer[0].external_data
 
 
-def export_before(network: torch.nn.Module, path: Path) -> None:
+def export_before(network: nn.Module, path: Path) -> None:
     """The exporter of torch before 2.9, with an old opset, names that bundles use and every length open."""
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
@@ -68,21 +87,32 @@ def export_before(network: torch.nn.Module, path: Path) -> None:
         )
 
 
-@pytest.fixture(scope="module", params=[("Unet", export_before), ("FPN", export_now)], ids=["Unet", "FPN"])
+CASES = {
+    "Unet": (build_unet, use_imagenet, IMAGENET, export_before),
+    "FPN": (build_fpn, use_imagenet, IMAGENET, export_now),
+    "nnU-Net": (build_nnunet, use_z_score, Z_SCORE, export_now),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
 def wrapped(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Bundle, np.ndarray]:
-    """A bundle, and the labels that torch gives IMAGES."""
-    name, export = request.param
-    folder = tmp_path_factory.mktemp(name)
-    network = build(name)
+    """A bundle of a network with random weights, and the labels that torch gives IMAGES, as many of each class."""
+    build, prepare, given, export = CASES[request.param]
+    torch.manual_seed(2)
+    network, bias = build()
+    network.eval()
+    with torch.inference_mode():
+        bias -= network(prepare(IMAGES)).mean(dim=(0, 2, 3))
+        expected = network(prepare(IMAGES)).argmax(dim=1).numpy()
+    folder = tmp_path_factory.mktemp("wrapped")
     export(network, folder / "theirs.onnx")
-    card = write_card(folder / "card.toml", CLASSES)
+    card = write_card(folder / "card.toml", CLASSES, given)
     out = folder / "out"
     words = ["wrap", str(folder / "theirs.onnx"), "--card", str(card), "--out", str(out), "--limit", "4"]
     assert main(words) == 0
-    with torch.inference_mode():
-        return open_bundle(out), network(prepare(IMAGES)).argmax(dim=1).numpy()
+    return open_bundle(out), expected
 
 
 @pytest.mark.slow

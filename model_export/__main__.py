@@ -11,6 +11,7 @@ from service.errors import SurgsegError
 
 COMMANDS = {
     "bundle": ("model_export.bundle_command", "turn a checkpoint into a bundle"),
+    "wrap": ("model_export.wrap_command", "turn a network that was trained elsewhere into a bundle"),
     "migrate": ("model_export.migrate_command", "bring a bundle of an older format up to this one"),
     "quantize": ("model_export.quantize_command", "add a graph in int8 or float16 to a bundle"),
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),

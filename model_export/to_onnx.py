@@ -31,7 +31,12 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
     model = _trace(servable, card.input_size, card.outputs)
     for node in model.graph.all_nodes():
         if node.op_type == "Resize":
-            _fix_scales(node)
+            fix_scales(node)
+    write_graph(model, card, path)
+
+
+def write_graph(model: ir.Model, card: ModelCard, path: Path) -> None:
+    """Write `model` to `path`, `card` inside and nothing else that is not computed. Raises what the ONNX checker does."""
     multiply_last_resize(model)
     model.metadata_props.clear()
     model.metadata_props["precision"] = "float32"
@@ -65,7 +70,7 @@ def _trace(servable: Servable, size: InputSize, outputs: tuple[str, ...]) -> ir.
     return program.model
 
 
-def _fix_scales(node: ir.Node) -> None:
+def fix_scales(node: ir.Node) -> None:
     """Give a Resize constant scales instead of sizes computed from shapes at run time.
 
     Only then does ONNX Runtime keep the resize in the blocked layout of the convolutions around it.

@@ -36,7 +36,7 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
 
 
 def write_graph(model: ir.Model, card: ModelCard, path: Path) -> None:
-    """Write `model` to `path`, `card` inside and nothing else that is not computed. Raises what the ONNX checker does."""
+    """Write `model` to `path`, `card` inside and nothing else that is not computed. Raises what ONNX's checker does."""
     multiply_last_resize(model)
     model.metadata_props.clear()
     model.metadata_props["precision"] = "float32"

@@ -84,7 +84,7 @@ def make_checkpoint(start: Start, bundle: Bundle, recipe: Recipe, held_out: Sequ
     checkpoint = _describe(start, bundle, recipe, network)
     proof = (fit_to_card(frame.load_image(), bundle.card) for frame in spread(frames, PROOF_FRAMES))
     require_same_labels(bundle, checkpoint.build_predictor(), [bundle.golden_image_hwc, *proof])
-    if len(checkpoint.classes) == len(recipe.classes):
+    if held_out and len(checkpoint.classes) == len(recipe.classes):
         checkpoint.validation_dice = measure(checkpoint, held_out, "held out").mean_dice
     save_checkpoint(checkpoint, start.checkpoint)
     return checkpoint

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model_export.agreement import backend_predict, measure_agreement, require_agreement
+from model_export.parity import backend_predict, measure_agreement, require_agreement
 from model_export.pictures import draw_pictures, fit_to_card
 from service.backends import load_backend, open_backend
 from service.backends.base import reason_against_graph

@@ -2,32 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
-from torch import nn
 
-from model_export.agreement import (
+from model_export.bundle_folder import check_target, fill_unseen
+from model_export.card import Description, draft_card
+from model_export.parity import (
     Agreement,
     Predict,
     backend_predict,
-    is_close,
+    check_golden,
     measure_agreement,
     require_agreement,
 )
-from model_export.bundle_folder import check_target, fill_unseen
-from model_export.card import Description, draft_card
-from model_export.parity import reference_predict
 from model_export.pictures import draw_pictures, fit_to_card
+from model_export.reference import reference_predict
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
 from service.contract.bundle import GOLDEN_IMAGE, Bundle, hash_file, open_bundle, required_files, save_card
 from service.contract.geometry import Image
-from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity, Precision
-from service.errors import BundleError
+from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity
 from training.checkpoint import Checkpoint
 
 BACKEND = "onnxruntime-cpu"
@@ -56,15 +55,37 @@ def write_bundle(
     predictor = checkpoint.build_predictor(view)
     card = draft_card(checkpoint, predictor, description, view=view, has_confidence=has_confidence)
     predict = reference_predict(predictor, has_confidence)
+    write_model = partial(export_onnx, Servable(predictor, has_confidence).eval(), card)
+    return write_proven(
+        folder, card, predict, write_model, images, golden_image_hwc=golden_image_hwc, replace=replace
+    )
+
+
+def write_proven(
+    folder: Path,
+    card: ModelCard,
+    predict: Predict,
+    write_model: Callable[[Path], None],
+    images: Iterable[Image],
+    *,
+    golden_image_hwc: Image | None = None,
+    replace: bool = False,
+) -> tuple[Bundle, Agreement]:
+    """Write the bundle of any network: what `write_model` writes to a path must label as `predict`, the network, does.
+
+    `card` still has no hashes and no parity; the rest, and what is raised, is as in `write_bundle`.
+    """
+    check_target(folder, replace)
     fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
     golden_hwc = (
         _draw_golden(predict, card.input_size)
         if golden_image_hwc is None
         else fit_to_card(golden_image_hwc, card)
     )
-    with fill_unseen(folder, replace) as partial:
-        card = _write_files(partial, predictor, card, golden_hwc, predict)
-        agreement = _prove(partial, card, predict, fitted)
+    with fill_unseen(folder, replace) as unseen:
+        write_model(unseen / MODEL_NAME)
+        card = _write_golden(unseen, card, golden_hwc, predict)
+        agreement = _prove(unseen, card, predict, fitted)
     return open_bundle(folder), agreement
 
 
@@ -79,11 +100,8 @@ def _draw_golden(predict: Predict, size: InputSize) -> Image:
     return max(draw_pictures(size, GOLDEN_CANDIDATES), key=rarest)
 
 
-def _write_files(
-    folder: Path, predictor: nn.Module, card: ModelCard, golden_hwc: Image, predict: Predict
-) -> ModelCard:
-    """Model and golden pictures; gives the card with their hashes."""
-    export_onnx(Servable(predictor, card.has_confidence).eval(), card, folder / MODEL_NAME)
+def _write_golden(folder: Path, card: ModelCard, golden_hwc: Image, predict: Predict) -> ModelCard:
+    """The golden pictures beside the model; gives the card with the hashes of all."""
     (folder / GOLDEN_IMAGE).parent.mkdir()
     golden_outputs = (output_nhw[0] for output_nhw in predict(golden_hwc[None]))
     pictures = (golden_hwc[:, :, ::-1], *golden_outputs)
@@ -115,18 +133,4 @@ def _prove(folder: Path, card: ModelCard, predict: Predict, images: Iterable[Ima
         confidences_equal=agreement.confidences_equal,
     )
     save_card(card.model_copy(update={"parity": (measured,)}), folder)
-    return agreement
-
-
-def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agreement:
-    """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
-    pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
-    golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
-    agreement = measure_agreement(lambda _: golden, predict, [bundle.golden_image_hwc])
-    if not is_close(agreement, precision):
-        raise BundleError(
-            f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
-            "what it gave when it was exported",
-            "Export the bundle again on this machine, or check the runtime's version.",
-        )
     return agreement

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from service.contract.bundle import Bundle
 from service.contract.model_card import CARD_NAME
 from service.errors import BundleError
 
@@ -23,6 +24,13 @@ def check_target(folder: Path, replace: bool) -> None:
         raise BundleError(
             f"There is a bundle at {folder}.", "a new folder", "Choose another --out, or add --force."
         )
+
+
+def copy_files(bundle: Bundle, folder: Path) -> None:
+    """Copy every file but the card and its seal to `folder`."""
+    for name in bundle.card.files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(bundle.folder / name, folder / name)
 
 
 @contextmanager

@@ -1,30 +1,132 @@
-"""What a trained network gives, computed by torch: what everything exported from it is compared with."""
+"""Proves that what will be served gives the labels, and the confidences, of the network itself. Needs no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
-import torch
+import onnxruntime
 from numpy.typing import NDArray
-from torch import nn
 
-from model_export.agreement import Predict
+from service.backends.base import Backend
+from service.contract.bundle import Bundle
+from service.contract.geometry import Image
+from service.contract.model_card import CONFIDENCE_TOLERANCE, ModelCard, Precision
+from service.errors import BundleError
+
+Predict = Callable[[NDArray[np.uint8]], tuple[NDArray[np.uint8], ...]]
+"""uint8 RGB `(N, H, W, 3)`, C-contiguous, to the outputs: uint8 class ids `(N, H, W)`, and perhaps their confidence."""
+
+EQUAL_AT_LEAST: dict[Precision, float] = {
+    "float32": 0.9999,
+    "float16": 0.995,
+    "bfloat16": 0.995,
+    "int8": 0.995,
+}
+"""The share of labels, and of confidences, that each precision must have in common with the network."""
 
 
-def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Predict:
-    """A network's outputs in torch, by the textbook and not by the exported form, which is under test."""
-    mean, std = (
-        torch.as_tensor(getattr(predictor, name)).float().view(1, 3, 1, 1) for name in ("mean", "std")
-    )
+@dataclass(frozen=True)
+class Agreement:
+    """The share of labels that two predictions have in common, over all `frames` and on the worst.
+
+    Of the confidences, None where there are none, the share that is within CONFIDENCE_TOLERANCE levels.
+    """
+
+    frames: int
+    labels_equal: float
+    worst: float
+    confidences_equal: float | None = None
+
+    def __str__(self) -> str:
+        labels = (
+            f"{self.labels_equal:.4%} of labels equal on {self.frames} frames (worst frame {self.worst:.4%})"
+        )
+        if self.confidences_equal is None:
+            return labels
+        return f"{labels}, {self.confidences_equal:.4%} of confidences within {CONFIDENCE_TOLERANCE} of 255"
+
+
+def backend_predict(backend: Backend, card: ModelCard) -> Predict:
+    """What a backend gives, for all outputs of the card that we know."""
+    if card.has_confidence:
+        return backend.segment_with_confidence
+    return lambda images_nhwc: (backend.segment(images_nhwc),)
+
+
+def run_graph(path: Path) -> Predict:
+    """The graph in ONNX Runtime on the CPU as it is, also in a precision that this is no good for."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def predict(images_nhwc: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-        with torch.inference_mode():
-            images_nchw = torch.from_numpy(images_nhwc).permute(0, 3, 1, 2).float() / 255
-            logits_nchw = predictor((images_nchw - mean) / std)
-            labels_nhw = logits_nchw.argmax(dim=1)
-            probabilities_nhw = logits_nchw.softmax(dim=1).gather(1, labels_nhw[:, None])[:, 0]
-        masks_nhw = labels_nhw.numpy().astype(np.uint8)
-        if not has_confidence:
-            return (masks_nhw,)
-        return masks_nhw, np.rint(255 * probabilities_nhw.numpy()).astype(np.uint8)
+        return tuple(session.run(None, {"image": images_nhwc}))
 
     return predict
+
+
+def measure_agreement(
+    reference: Predict, candidate: Predict, images: Iterable[Image], batch_size: int = 1
+) -> Agreement:
+    """Compare two predictions picture by picture; pictures are uint8 RGB `(H, W, 3)` at the model's size.
+
+    Both are asked for whole batches; pictures that do not fill the last one are left out.
+    """
+    shares, close = [], []
+    for images_nhwc in _batch(images, batch_size):
+        (masks_nhw, *confidences), (other_masks_nhw, *others) = reference(images_nhwc), candidate(images_nhwc)
+        shares += np.mean(masks_nhw == other_masks_nhw, axis=(1, 2)).tolist()
+        for confidences_nhw, others_nhw in zip(confidences, others, strict=True):
+            distances_nhw = np.abs(confidences_nhw.astype(np.int16) - others_nhw)
+            close += np.mean(distances_nhw <= CONFIDENCE_TOLERANCE, axis=(1, 2)).tolist()
+    if not shares:
+        raise BundleError(
+            "There was no picture to compare on.",
+            "at least one frame",
+            "Name data that holds frames, or a larger --limit.",
+        )
+    return Agreement(
+        len(shares), float(np.mean(shares)), min(shares), float(np.mean(close)) if close else None
+    )
+
+
+def is_close(agreement: Agreement, precision: Precision) -> bool:
+    """Whether as many labels, and confidences where there are some, are equal as at that precision must be."""
+    shares = (agreement.labels_equal, agreement.confidences_equal)
+    return all(share is None or share >= EQUAL_AT_LEAST[precision] for share in shares)
+
+
+def require_agreement(agreement: Agreement, backend: str, precision: Precision) -> None:
+    """Raise BundleError when fewer labels or confidences are equal than at that precision must be."""
+    if not is_close(agreement, precision):
+        raise BundleError(
+            f"The backend {backend} in {precision} disagrees with the network: {agreement}.",
+            f"at least {EQUAL_AT_LEAST[precision]:.2%}",
+            "Compare the runtime's version and precision with those the network was trained with.",
+        )
+
+
+def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agreement:
+    """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
+    pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
+    golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
+    agreement = measure_agreement(lambda _: golden, predict, [bundle.golden_image_hwc])
+    if not is_close(agreement, precision):
+        raise BundleError(
+            f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
+            "what it gave when it was exported",
+            "Export the bundle again on this machine, or check the runtime's version.",
+        )
+    return agreement
+
+
+def _batch(images: Iterable[Image], size: int) -> Iterator[NDArray[np.uint8]]:
+    waiting: list[Image] = []
+    for image_hwc in images:
+        waiting.append(image_hwc)
+        if len(waiting) == size:
+            yield np.stack(waiting)
+            waiting.clear()

@@ -17,7 +17,7 @@ from service.backends import open_backend
 from service.backends.base import Backend
 from service.contract.bundle import open_bundle
 from service.contract.geometry import fit_image, plan_fit
-from service.contract.model_card import Precision
+from service.contract.model_card import ModelCard, Precision
 from training.data import open_data
 from training.evaluate import evaluate_samples
 
@@ -66,7 +66,7 @@ def measure_runtime(job: RuntimeJob) -> dict[str, Any]:
         figures["memory_mb"] = _resident_mb() - before_mb
         if job.is_scored:
             figures["masks"] = np.concatenate([backend.segment(each[None]).copy() for each in images_nhwc])
-            figures["dice"] = _measure_dice(job, backend)
+            figures["dice"] = measure_dice(job.labels, backend.segment, bundle.card)
     finally:
         backend.close()
     return figures
@@ -115,13 +115,18 @@ def _repeat(work: Callable[[], object], seconds: float) -> Iterator[float]:
         yield time.perf_counter() - started_at
 
 
-def _measure_dice(job: RuntimeJob, backend: Backend) -> float | None:
-    if job.labels is None:
+def measure_dice(
+    labels: str | None, segment: Callable[[NDArray[np.uint8]], NDArray[np.uint8]], card: ModelCard
+) -> float | None:
+    """Mean Dice over the labeled frames of `labels` (READER:PATH); None where there are none.
+
+    `segment` is as `Backend.segment`, for one picture.
+    """
+    if labels is None:
         return None
-    card = open_bundle(job.bundle).card
-    samples = [sample for sample in open_data(job.labels) if sample.load_mask is not None]
+    samples = [sample for sample in open_data(labels) if sample.load_mask is not None]
     evaluation = evaluate_samples(
-        backend.segment,
+        segment,
         samples,
         card.input_size,
         card.fit,

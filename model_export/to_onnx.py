@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes import common
 
+from model_export.graph_passes import multiply_last_resize, save_graph
 from model_export.servable import Servable
 from service.contract.model_card import InputSize, Model, ModelCard
 from service.errors import BundleError
@@ -31,18 +31,17 @@ def export_onnx(servable: Servable, card: ModelCard, path: Path) -> None:
     model = _trace(servable, card.input_size, card.outputs)
     for node in model.graph.all_nodes():
         if node.op_type == "Resize":
-            _fix_scales(node)
-    ir.passes.Sequential(
-        common.RemoveUnusedNodesPass(),
-        common.RemoveUnusedOpsetsPass(),
-        # The exporter notes the source line of every node, with its path on this machine.
-        common.ClearMetadataAndDocStringPass(),
-    )(model)
+            fix_scales(node)
+    write_graph(model, card, path)
+
+
+def write_graph(model: ir.Model, card: ModelCard, path: Path) -> None:
+    """Write `model` to `path`, `card` inside and nothing else that is not computed. Raises what ONNX's checker does."""
+    multiply_last_resize(model)
     model.metadata_props.clear()
     model.metadata_props["precision"] = "float32"
     model.metadata_props[CARD_KEY] = card.model_copy(update=WRITTEN_LATER).model_dump_json()
-    ir.save(model, path)
-    onnx.checker.check_model(str(path), full_check=True)
+    save_graph(model, path)
 
 
 def embedded_card(path: Path) -> ModelCard | None:
@@ -71,7 +70,7 @@ def _trace(servable: Servable, size: InputSize, outputs: tuple[str, ...]) -> ir.
     return program.model
 
 
-def _fix_scales(node: ir.Node) -> None:
+def fix_scales(node: ir.Node) -> None:
     """Give a Resize constant scales instead of sizes computed from shapes at run time.
 
     Only then does ONNX Runtime keep the resize in the blocked layout of the convolutions around it.

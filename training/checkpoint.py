@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -154,9 +155,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True)
         version = content["version"]
     except _UNREADABLE as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(
-            f"{path} is not a checkpoint ({reason}).", "a whole checkpoint file", remedy
+            f"{path} is not a checkpoint ({_explain(error)}).", "a whole checkpoint file", remedy
         ) from error
     if version != CHECKPOINT_VERSION:
         raise DataError(
@@ -169,3 +169,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
         key: content[key] for key in ("command", "commit", "split_hash", "step", "validation_dice", "state")
     }
     return Checkpoint(recipe=recipe, **fields)
+
+
+def _explain(error: Exception) -> str:
+    """Why a file could not be read, in a few words; torch has many, most of them on how to read it all the same."""
+    if forbidden := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"it would run {forbidden[1]}, which was not done"
+    if str(error).startswith("Weights only load failed"):
+        return "it holds something other than weights and plain values"
+    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__

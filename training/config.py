@@ -170,12 +170,24 @@ def read_table(path: Path, shipped: Path, kind: str) -> tuple[Path, dict[str, An
         ) from error
 
 
-def parse_table(table_class: type[Table], values: dict[str, Any], where: str) -> Table:
-    """Check a table of a recipe. Raises DataError with the key, what is wrong, and the nearest known key."""
+def parse_table(
+    table_class: type[Table],
+    values: dict[str, Any],
+    where: str,
+    *,
+    guide: str = "docs/training.md",
+    kind: str = "recipe",
+) -> Table:
+    """Check a table of a TOML file. Raises DataError with the key, what is wrong, and the nearest known key.
+
+    `guide` is the document that explains the keys, `kind` what the file is called.
+    """
     try:
         return table_class.model_validate_json(json.dumps(values))
     except ValidationError as error:
-        first = error.errors()[0]
+        faults = error.errors()
+        # a key that is misspelt is missing too, but that is not what helps
+        first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = _known_keys(table_class, first["loc"][:-1])
@@ -183,10 +195,12 @@ def parse_table(table_class: type[Table], values: dict[str, Any], where: str) ->
             hint = f"Did you mean {near[0]!r}?" if near else "Remove it."
             raise DataError(f"{where}: unknown key {key!r}.", f"one of {', '.join(known)}", hint) from error
         found = f"{where}: {key} is {first['input']!r}: {first['msg']}."
-        raise DataError(found, "a value as docs/training.md says", "Mend the recipe.") from error
+        if first["type"] == "missing":
+            found = f"{where}: {key} is missing."
+        raise DataError(found, f"a value as {guide} says", f"Mend the {kind}.") from error
     except TypeError as error:
         raise DataError(
-            f"{where}: {error}.", "strings, numbers, lists and tables", "Mend the recipe."
+            f"{where}: {error}.", "strings, numbers, lists and tables", f"Mend the {kind}."
         ) from error
 
 

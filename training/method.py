@@ -124,6 +124,9 @@ class Method(nn.Module):
                 taken.append(len(fitting))
         return taken[0]
 
+    def prepare(self) -> None:
+        """What a run must read before its first step; the method of a checkpoint has it in its state."""
+
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named, weighted scalar losses, each with gradient; the trainer adds them up.
 

@@ -63,6 +63,7 @@ class Trainer:
         self.split_hash = _hash_pools(self.training_pools, self.unlabeled_pools, self.validation_pools)
         if recipe.init_from:
             start_from(method, Path(recipe.init_from), quiet)
+        method.prepare()
         self.method = method.to(self.device, memory_format=torch.channels_last)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         self.commit = read_commit()  # now: the checkout may move on while this process trains

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from service.contract.geometry import Confidence, Image, Mask
+from service.contract.graph_file import is_one_file
 from service.contract.model_card import CARD_NAME, MODEL_NAME, ModelCard, Precision
 from service.errors import BundleError
 
@@ -69,7 +70,7 @@ def hash_file(path: Path) -> str:
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Check every file against the card and load the golden pair. Raises BundleError."""
+    """Check every file against the card, the graphs for being whole, and load the golden pair. Raises BundleError."""
     if not folder.is_dir():
         raise BundleError(
             f"There is no bundle at {folder}.",
@@ -85,6 +86,8 @@ def open_bundle(folder: Path) -> Bundle:
             )
     for name, expected in card.files.items():
         _check_file(folder, name, expected)
+    for model in card.models.values():
+        _check_graph_file(folder / model.file)
     mask_hw = _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
     confidence_hw = None
     if card.has_confidence:
@@ -132,6 +135,18 @@ def _check_file(folder: Path, name: str, expected: str) -> None:
     if found != expected:
         raise BundleError(
             f"{path} has SHA-256 {found[:12]}…: it was changed after export.", f"{expected[:12]}…", _REMEDY
+        )
+
+
+def _check_graph_file(path: Path) -> None:
+    """The hash of a graph covers nothing that the graph only names."""
+    try:
+        is_whole = is_one_file(path)
+    except ValueError as error:
+        raise BundleError(f"No runtime can open {path}: {error}.", "an ONNX model", _REMEDY) from error
+    if not is_whole:
+        raise BundleError(
+            f"{path} keeps weights in another file, which has no hash.", "a model in one file", _REMEDY
         )
 
 

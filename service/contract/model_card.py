@@ -97,7 +97,7 @@ class Parity(_Strict):
 class Model(_Strict):
     """A graph of the network: its file in the bundle, and how it was made if not from the checkpoint."""
 
-    file: str = MODEL_NAME
+    file: Annotated[str, Field(pattern=r"\.onnx$")] = MODEL_NAME
     calibration: str = Field("", description="the frames that the ranges of int8 were measured on")
     calibration_frames: int = 0
     float_nodes: tuple[str, ...] = Field((), description="convolutions that were left in float32")

@@ -24,6 +24,12 @@ BINARY = {".png", ".onnx", ".jpg", ".mp4", ".ico", ".woff2"}
 REGISTRY_HOSTS = re.compile(r"p[y]pi\.org|p[y]thonhosted\.org|download\.p[y]torch\.org|n[p]mjs\.org")
 MACHINE_PATHS = re.compile(r"(?<![\w./])/(?:w[o]rk|r[o]ot|U[s]ers)/")
 
+RUNS_CODE = re.compile(
+    r"(pickle|marshal|shelve|dill|joblib|yaml|torch\.jit|torch\.hub)\.(load|loads|open)|eval|exec"
+)
+# both ends of its pipe are the same program
+SPEAKS_TO_ITSELF = "service/bench/child_process.py"
+
 
 @pytest.fixture(scope="module")
 def tracked() -> list[str]:
@@ -100,6 +106,20 @@ def test_files_and_functions_stay_short(texts: dict[str, str], modules: dict[str
     ]
     long = [f"{path}: {node.name}" for path, node in functions if length(node) > MAX_FUNCTION_LINES]
     assert long == []
+
+
+def test_no_file_is_loaded_in_a_way_that_could_run_what_it_holds(modules: dict[str, ast.Module]) -> None:
+    calls = [
+        (path, ast.unparse(node.func), {each.arg: ast.unparse(each.value) for each in node.keywords})
+        for path, tree in modules.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    ]
+    loads = [(path, options.get("weights_only")) for path, name, options in calls if name == "torch.load"]
+    assert len(loads) > 1
+    assert [path for path, weights_only in loads if weights_only != "True"] == []
+    found = {path for path, name, options in calls if RUNS_CODE.fullmatch(name) or "allow_pickle" in options}
+    assert {path for path in found if path.startswith(PACKAGES)} == {SPEAKS_TO_ITSELF}
 
 
 def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:

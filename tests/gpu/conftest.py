@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from model_export.__main__ import main
-from model_export.agreement import EQUAL_AT_LEAST
+from model_export.parity import EQUAL_AT_LEAST
 from model_export.pictures import draw_pictures, fit_to_card
 from service.backends import load_backend, open_backend
 from service.backends.base import GOLDEN_AGREEMENT, Backend

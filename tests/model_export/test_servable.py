@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.agreement import measure_agreement, require_agreement
-from model_export.parity import reference_predict
+from model_export.parity import measure_agreement, require_agreement
 from model_export.pictures import draw_picture, draw_pictures
+from model_export.reference import reference_predict
 from model_export.servable import Servable, label
 from service.contract.model_card import InputSize
 from service.errors import BundleError
@@ -76,7 +76,7 @@ def test_agreement_counts_equal_labels_and_names_the_worst_frame() -> None:
     agreement = measure_agreement(lambda i: (np.zeros(i.shape[:3], np.uint8),), candidate, pictures)
     assert (agreement.frames, agreement.labels_equal, agreement.worst) == (4, 0.875, 0.5)
     with pytest.raises(BundleError, match=r"87\.5"):
-        require_agreement(agreement, "onnxruntime-cpu")
+        require_agreement(agreement, "onnxruntime-cpu", "float32")
 
 
 def test_agreement_on_no_frames_proves_nothing() -> None:

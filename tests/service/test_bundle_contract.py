@@ -143,7 +143,7 @@ def test_a_newer_format_says_what_to_do(copied: Path) -> None:
 
 
 def test_each_precision_has_its_graph_or_the_network_itself(copied: Path) -> None:
-    (copied / "model.int8.onnx").write_bytes(b"smaller")
+    shutil.copy(copied / "model.onnx", copied / "model.int8.onnx")
     digest = hash_file(copied / "model.int8.onnx")
 
     def add(card: dict[str, Any]) -> None:
@@ -208,6 +208,14 @@ def test_a_card_that_is_not_text_is_refused(copied: Path) -> None:
         seal(copied)
         with pytest.raises(BundleError, match=r"card\.json"):
             open_bundle(copied)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "golden/image.png"])
+def test_a_link_that_leads_out_of_the_bundle_is_refused(copied: Path, name: str, tmp_path: Path) -> None:
+    outside = shutil.move(copied / name, tmp_path / "outside")
+    (copied / name).symlink_to(outside)
+    with pytest.raises(BundleError, match=f"names {name}, outside its bundle"):
+        open_bundle(copied)
 
 
 def test_a_golden_picture_in_grey_becomes_rgb(copied: Path) -> None:

@@ -82,5 +82,5 @@ def test_a_graph_unlike_its_card_is_refused(
 
 @pytest.mark.parametrize("name", RUNTIMES)
 def test_a_model_file_that_is_no_model_is_refused(name: str, small_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="cannot open"):
+    with pytest.raises(BundleError, match=r"No runtime can open .*cut short|wire type"):
         open_backend(name, _replace_model(small_bundle, tmp_path, b"not a model"))

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from training.config import Recipe, load_recipe
+from training.trainer import LAST, Trainer
 
 RECIPE = """
 description = "bars on a plain ground"
@@ -34,6 +35,18 @@ source = "folder:FOLDER"
 [[validation]]
 source = "folder:FOLDER"
 """
+
+
+TEACHER_TABLE = '{ name = "edge", options = { encoder = "mobilenetv4_conv_small_050", width = 24 } }'
+
+
+def write_teacher(folder: Path) -> Path:
+    """The checkpoint of a wider network, trained for a step; made once."""
+    path = folder / "teacher" / LAST
+    if not path.exists():
+        recipe = small_recipe(folder, f"network={TEACHER_TABLE}", "steps=1", "validate_every=1", "seed=9")
+        Trainer(recipe, path.parent).run(progress=False)
+    return path
 
 
 def write_bars(folder: Path, count: int = 6) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,14 +64,41 @@ class RunsCode:
         return os.system, ("touch owned",)
 
 
+def save_as_zip(content: object, path: Path) -> None:
+    torch.save(content, path)
+
+
+def save_as_torch_once_did(content: object, path: Path) -> None:
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+def save_as_plain_pickle(content: object, path: Path) -> None:
+    path.write_bytes(pickle.dumps(content))
+
+
+@pytest.mark.parametrize("save", [save_as_zip, save_as_torch_once_did, save_as_plain_pickle])
+@pytest.mark.parametrize("where", ["everything", "recipe", "weights"])
 def test_a_file_that_would_run_code_is_refused_and_runs_none(
+    save: Callable[[object, Path], None], where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "everything": RunsCode(),
+        "recipe": {"version": 1, "recipe": RunsCode()},
+        "weights": {"version": 1, "state": {"method": {"weight": RunsCode()}}},
+    }
+    save(contents[where], tmp_path / "evil.pt")
+    with pytest.raises(DataError, match=r"evil\.pt is not a checkpoint \(it (would run|holds something)"):
+        load_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_the_code_of_that_file_would_run_where_nothing_stops_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"version": 1, "recipe": RunsCode()}, tmp_path / "evil.pt")
-    with pytest.raises(DataError, match="not a checkpoint"):
-        load_checkpoint(tmp_path / "evil.pt")
-    assert not (tmp_path / "owned").exists()
+    pickle.loads(pickle.dumps(RunsCode()))
+    assert (tmp_path / "owned").exists()
 
 
 def test_another_version_is_refused(checkpoint_path: Path, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def curve_of(folder: Path, part: str) -> list[dict[str, float]]:
 def test_losses_gradients_and_statistics_of_two_processes_are_those_of_one(name: str, compared: Path) -> None:
     expected = gradients_of(name, ALONE)
     for rank in (0, 1):
-        found = torch.load(compared / f"{name}-{rank}.pt")
+        found = torch.load(compared / f"{name}-{rank}.pt", weights_only=True)
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             # Found: 4e-15; the losses take float32 logits, of which one may round the other way. The heads are float32

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from service.errors import DataError
 from tests.training.small_batches import NETWORK, make_batch
-from tests.training.small_runs import small_recipe
+from tests.training.small_runs import TEACHER_TABLE, small_recipe, write_teacher
 from training.checkpoint import load_checkpoint
 from training.ema import WeightAverage
 from training.method import Method
@@ -24,6 +24,7 @@ LIVE_OPTIONS: dict[str, dict[str, Any]] = {
     "cross_pseudo_supervision": {"ramp_steps": 0},
     "min_max_similarity": {"ramp_steps": 0},
     "unimatch": {"threshold": 0.0},
+    "distillation": {"distillation_weight": 0.1},  # its teacher here has random weights and knows nothing
 }
 
 
@@ -50,6 +51,14 @@ def dice_of(method: Method, images_nchw: Tensor, targets_nhw: Tensor) -> float:
         predicted = method.predictor.eval()(images_nchw).argmax(dim=1)
     shared = 2 * ((predicted == 1) & (targets_nhw == 1)).sum()
     return float(shared / ((predicted == 1).sum() + (targets_nhw == 1).sum()))
+
+
+def method_override(name: str, folder: Path) -> str:
+    """The recipe's method; where it needs a teacher, with the checkpoint of one."""
+    if name != "distillation":
+        return f'method.name="{name}"'
+    teacher = write_teacher(folder)
+    return f'method={{ name = "distillation", teacher = {TEACHER_TABLE}, teacher_from = "{teacher}" }}'
 
 
 every_method = pytest.mark.parametrize("name", METHODS)
@@ -196,7 +205,7 @@ def test_without_the_unlabeled_pictures_it_needs_the_error_says_so(name: str) ->
 def test_it_resumes_as_if_it_had_never_stopped(name: str, tmp_path: Path) -> None:
     recipe = small_recipe(
         tmp_path,
-        f'method.name="{name}"',
+        method_override(name, tmp_path),
         f'unlabeled=[{{ source = "folder:{tmp_path / "data"}" }}]',
         'network.options={ encoder = "test_efficientnet", width = 16 }',
         "unlabeled_batch_size=2",

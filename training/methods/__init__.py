@@ -13,6 +13,7 @@ METHODS = {
     "mean_teacher": "training.methods.mean_teacher:MeanTeacher",
     "cross_pseudo_supervision": "training.methods.cross_pseudo_supervision:CrossPseudoSupervision",
     "unimatch": "training.methods.unimatch:UniMatch",
+    "distillation": "training.methods.distillation:Distillation",
     "min_max_similarity": "training.methods.min_max_similarity:MinMaxSimilarity",
 }
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from model_export.parity import backend_predict, measure_agreement, require_agreement
 from model_export.pictures import draw_pictures, fit_to_card
 from service.backends import load_backend, open_backend
-from service.backends.base import reason_against_graph
 from service.backends.engine_cache import (
     BatchParity,
     EngineRecord,
@@ -29,6 +28,7 @@ from service.backends.engine_cache import (
     store_engine,
     timing_cache_path,
 )
+from service.backends.tensorrt_graphs import reason_against_types
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image
 from service.contract.model_card import InputSize, Precision
@@ -173,8 +173,8 @@ def _find_machine() -> Machine:
 
 def _choose_precision(bundle: Bundle, asked: Precision | None) -> Precision:
     if asked is None:
-        return next(each for each in PRECISIONS if reason_against_graph(bundle, each) is None)
-    if reason := reason_against_graph(bundle, asked):
+        return next(each for each in PRECISIONS if reason_against_types(bundle, each) is None)
+    if reason := reason_against_types(bundle, asked):
         raise BackendError(
             f"There is nothing to build: {reason}.",
             " or ".join(bundle.card.models),

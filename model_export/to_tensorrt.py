@@ -14,10 +14,9 @@ from pathlib import Path
 import tensorrt as trt
 
 from model_export.build_progress import BuildProgress
-from service.backends.byte_images import read_for_tensorrt
 from service.backends.cuda_device import bind_thread
 from service.backends.engine_cache import write_atomically
-from service.backends.tensorrt import IMAGE
+from service.backends.tensorrt_graphs import IMAGE, read_for_tensorrt
 from service.backends.tensorrt_log import LOG
 from service.contract.model_card import InputSize
 from service.errors import BackendError

@@ -7,10 +7,9 @@ from pathlib import Path
 import onnxruntime
 import tensorrt  # noqa: F401 - loads the libraries that the provider is linked against
 
-from service.backends.base import reason_against_graph
-from service.backends.byte_images import read_for_tensorrt
 from service.backends.engine_cache import EngineKeeper
-from service.backends.onnx_on_gpu import IMAGE, OnnxOnGpuBackend, reason_against_provider
+from service.backends.onnx_on_gpu import OnnxOnGpuBackend, reason_against_provider
+from service.backends.tensorrt_graphs import IMAGE, read_for_tensorrt, reason_against_types
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError
@@ -46,7 +45,7 @@ class OnnxRuntimeTensorRtBackend(EngineKeeper, OnnxOnGpuBackend):
     @staticmethod
     def reason_against(bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
-        return reason_against_provider(_PROVIDER, "TensorRT") or reason_against_graph(bundle, precision)
+        return reason_against_provider(_PROVIDER, "TensorRT") or reason_against_types(bundle, precision)
 
 
 def plan_provider_options(folder: Path, bundle: Bundle, batch_sizes: tuple[int, ...]) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import tensorrt as trt
 from numpy.typing import NDArray
 
-from service.backends.base import GraphBackend, Images, reason_against_graph
+from service.backends.base import GraphBackend, Images
 from service.backends.cuda_device import (
     CapturedWork,
     DeviceResources,
@@ -31,12 +31,12 @@ from service.backends.engine_cache import (
     size_to_run,
 )
 from service.backends.graphs import Tensor, check_graph
+from service.backends.tensorrt_graphs import IMAGE, reason_against_types
 from service.backends.tensorrt_log import LOG
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError
 
-IMAGE = "image"
 _LANES = 2
 _LANE_ENDS_S = 5.0
 _TYPES = {trt.DataType.UINT8: "uint8", trt.DataType.FLOAT: "float32", trt.DataType.HALF: "float16"}
@@ -84,7 +84,7 @@ class TensorRtBackend(EngineKeeper, GraphBackend):
     @classmethod
     def reason_against(cls, bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
-        reason = reason_against_gpu() or reason_against_graph(bundle, precision)
+        reason = reason_against_gpu() or reason_against_types(bundle, precision)
         return reason or reason_against_engine(cls.folder(), bundle, precision, describe_machine())
 
     def close(self) -> None:

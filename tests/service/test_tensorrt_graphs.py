@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from service.backends.byte_images import cast_before_transpose, read_for_tensorrt
+from service.backends.tensorrt_graphs import cast_before_transpose, read_for_tensorrt, reason_against_types
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle
+from service.contract.model_card import Model
 from service.errors import BundleError
 
 SHAPE = ("N", 4, 6, 3)
@@ -69,7 +71,7 @@ def test_other_graphs_stay_byte_for_byte(nodes: tuple[onnx.NodeProto, ...]) -> N
     assert cast_before_transpose(model) == model
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_the_default_bundles_graphs_become_what_tensorrt_takes(precision: str) -> None:
     bundle = open_bundle(DEFAULT_BUNDLE)
     if precision not in bundle.card.models:
@@ -80,6 +82,33 @@ def test_the_default_bundles_graphs_become_what_tensorrt_takes(precision: str) -
     session = onnxruntime.InferenceSession(changed)
     (mask_nhw,) = session.run(["mask"], {"image": bundle.golden_image_hwc[None]})
     assert (mask_nhw[0] == bundle.golden_mask_hw).mean() > 0.99
+
+
+def quantized(zero_point: int) -> bytes:
+    """The nodes of a graph in int8, their zero point of that ONNX type."""
+    step = helper.make_node("QuantizeLinear", ["image", "scale", "zero"], ["result"])
+    model = onnx.load_from_string(make_model(step))
+    model.graph.initializer.append(helper.make_tensor("zero", zero_point, [], [0]))
+    model.graph.initializer.append(helper.make_tensor("scale", TensorProto.FLOAT, [], [1.0]))
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(("zero_point", "is_taken"), [(TensorProto.INT8, True), (TensorProto.UINT8, False)])
+def test_unsigned_numbers_with_a_zero_point_are_refused(
+    tmp_path: Path, zero_point: int, is_taken: bool
+) -> None:
+    bundle = open_bundle(DEFAULT_BUNDLE)
+    (tmp_path / "model.onnx").write_bytes(quantized(zero_point))
+    card = bundle.card.model_copy(update={"models": {"float32": Model(), "int8": Model()}})
+    reason = reason_against_types(replace(bundle, card=card, folder=tmp_path), "int8")
+    assert (reason is None) == is_taken
+    assert is_taken or "TensorRT takes only signed ones around 0" in str(reason)
+
+
+def test_the_reason_of_a_bundle_without_a_graph_comes_first(small_bundle: Path) -> None:
+    bundle = open_bundle(small_bundle)
+    assert "the bundle has no graph in int8" in str(reason_against_types(bundle, "int8"))
+    assert reason_against_types(bundle, "float32") is None
 
 
 def test_everything_but_the_two_nodes_stays(small_bundle: Path) -> None:

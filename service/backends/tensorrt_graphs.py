@@ -1,8 +1,8 @@
 """What TensorRT takes of our graphs, and in which form. It needs neither TensorRT nor the `onnx` package to say so.
 
 TensorRT takes bytes into a cast and into nothing else, not even a transposition; our graphs transpose the image first.
-Both orders give the same numbers, so it is given the graph with the two exchanged; the bundle's own file stays as it is.
-And it takes numbers of 8 bits only around 0, not those with a zero point that are best on processors.
+Both orders give the same numbers, so it is given the graph with the two exchanged; the bundle's own file stays as it
+is. And it takes numbers of 8 bits only around 0, not those with a zero point that are best on processors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _NODE, _INITIALIZER, _VALUE_INFO = 1, 5, 13
 _INPUT, _OUTPUT, _OPERATOR = 1, 2, 4
 _VALUE_NAME, _TENSOR_TYPE, _TENSOR_NAME = 1, 2, 8
 _UINT8 = 2
+_STEPS = {b"QuantizeLinear", b"DequantizeLinear"}
 
 
 def reason_against_types(bundle: Bundle, precision: Precision) -> str | None:
@@ -94,10 +95,7 @@ def _has_unsigned_steps(path: Path) -> bool:
             content = model[each.value : each.end]
             if each.number == _INITIALIZER and _number(content, _TENSOR_TYPE) == _UINT8:
                 unsigned.update(_texts(content, _TENSOR_NAME))
-            elif each.number == _NODE and _texts(content, _OPERATOR)[:1] in (
-                [b"QuantizeLinear"],
-                [b"DequantizeLinear"],
-            ):
+            elif each.number == _NODE and _STEPS.intersection(_texts(content, _OPERATOR)):
                 steps += _texts(content, _INPUT)[2:]
     return not unsigned.isdisjoint(steps)
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from model_export.__main__ import main
+from model_export.build_command import PRECISIONS
 from model_export.parity import EQUAL_AT_LEAST
 from model_export.pictures import draw_pictures, fit_to_card
 from service.backends import load_backend, open_backend
 from service.backends.base import GOLDEN_AGREEMENT, Backend
+from service.backends.tensorrt_graphs import reason_against_types
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.model_card import InputSize
@@ -70,7 +72,7 @@ def engines(tmp_path_factory: pytest.TempPathFactory, bundle: Bundle) -> Path:
     folder = tmp_path_factory.mktemp("engines")
     if reason_against("tensorrt"):
         return folder
-    for precision in bundle.card.models:
+    for precision in [each for each in PRECISIONS if reason_against_types(bundle, each) is None]:
         options = ["--precision", precision, "--engines", str(folder)]
         assert main(["build", str(bundle.folder), "--runtime", "tensorrt", *options]) == 0
     return folder

@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.app import _open_backend
 from service.backends import load_backend, open_backend
 from service.backends.base import Backend
 from service.backends.engine_cache import EngineRecord, Machine, store_engine
 from service.contract.bundle import Bundle, open_bundle
 from service.errors import BackendError, BundleError
+from service.settings import load_settings
 from tests.service.fake_gpu import fake_gpu
 from tests.service.fake_tensorrt import FakeTensorRt
 
@@ -213,6 +215,16 @@ def test_a_truncated_engine_does_not_stop_auto(
     assert opened.name != "tensorrt"
     opened.close()
     assert "it is not the engine that was built" in caplog.text
+
+
+def test_the_service_looks_where_its_setting_says(
+    gpu: FakeTensorRt, bundle: Bundle, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SURGSEG_ENGINES", str(store()))
+    settings = load_settings(backend="tensorrt", precision="float32", batch_sizes=(1, 2))
+    opened = _open_backend(settings, bundle)
+    assert opened.batch_sizes == (1, 2)
+    opened.close()
 
 
 def test_without_an_engine_the_reason_names_the_command(

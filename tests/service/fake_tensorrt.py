@@ -6,7 +6,6 @@ That the real one has these calls is proven in tests/model_export/test_tensorrt_
 from __future__ import annotations
 
 import json
-import threading
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -191,7 +190,8 @@ class Engine:
         self._nodes = [*session.get_inputs(), *session.get_outputs()]
         self.num_io_tensors = len(self._nodes)
         self.num_optimization_profiles = len(sizes)
-        self.running = threading.Lock()
+        self.busy: set[int] = set()
+        """The memory between the layers of whatever is being computed."""
 
     def get_tensor_name(self, index: int) -> str:
         return self._nodes[index].name
@@ -242,7 +242,10 @@ class Context:
 
     def _compute(self) -> None:
         held = self._engine.trt.cuda.held
+        busy = self._engine.busy
         assert self._scratch in held, "the memory between the layers was freed"
+        assert self._scratch not in busy, "two batches use the same memory between the layers"
+        busy.add(self._scratch)
         images = np.ctypeslib.as_array(held[self._addresses["image"]])[: np.prod(self._shape)].reshape(
             self._shape
         )
@@ -250,3 +253,4 @@ class Context:
         for name, values in zip(names, self._engine.session.run(names, {"image": images}), strict=True):
             altered = self._engine.trt.alter(values) if name == "mask" else values
             np.ctypeslib.as_array(held[self._addresses[name]])[: values.size] = altered.ravel()
+        busy.remove(self._scratch)

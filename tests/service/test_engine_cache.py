@@ -207,6 +207,22 @@ def test_a_disk_that_refuses_says_so_and_nothing_is_found(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_engine_whose_record_could_not_be_written_is_not_taken_for_the_older(
+    store: Store, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store()
+    calls = iter([None])
+
+    def fail_later(handle: int) -> None:
+        if next(calls, handle) is not None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("service.backends.engine_cache.os.fsync", fail_later)
+    with pytest.raises(BackendError, match="No space"):
+        store(data=b"a newer engine")
+    assert "no TensorRT engine" in str(reason_against_engine(tmp_path, bundle, "float32", MACHINE))
+
+
 def test_engines_lie_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

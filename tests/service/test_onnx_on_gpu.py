@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,6 +167,17 @@ def test_the_missing_piece_is_named_in_order(
     gpu.cuda.fault = gpu.cuda.cudaError_t.cudaSuccess
     assert "the bundle has no graph in float16" in str(factory.reason_against(bundle, "float16"))
     assert factory.reason_against(bundle, "float32") is None
+
+
+def test_the_fakes_have_the_calls_of_the_real_ones() -> None:
+    binding, session = onnxruntime.IOBinding, onnxruntime.InferenceSession
+    for bind in (binding.bind_input, binding.bind_output):
+        inspect.signature(bind).bind(binding, "image", "cuda", 0, np.uint8, [1, 2], 1234)
+    inspect.signature(binding.synchronize_outputs).bind(binding)
+    inspect.signature(session.io_binding).bind(session)
+    inspect.signature(session.run_with_iobinding).bind(session, binding, onnxruntime.RunOptions())
+    inspect.signature(session.disable_fallback).bind(session)
+    inspect.signature(onnxruntime.preload_dlls).bind(msvc=False)
 
 
 @pytest.mark.skipif(

@@ -28,6 +28,10 @@ EQUAL_AT_LEAST: dict[Precision, float] = {
 """The share of labels, and of confidences, that each precision must have in common with the network."""
 
 
+_COMPARE_RUNTIMES = "Compare the runtime's version and precision with those the network was trained with."
+_EXPORT_AGAIN = "Export the bundle again on this machine, or check the runtime's version."
+
+
 @dataclass(frozen=True)
 class Agreement:
     """The share of labels that two predictions have in common, over all `frames` and on the worst.
@@ -99,17 +103,21 @@ def is_close(agreement: Agreement, precision: Precision) -> bool:
     return all(share is None or share >= EQUAL_AT_LEAST[precision] for share in shares)
 
 
-def require_agreement(agreement: Agreement, backend: str, precision: Precision) -> None:
+def require_agreement(
+    agreement: Agreement, backend: str, precision: Precision, remedy: str = _COMPARE_RUNTIMES
+) -> None:
     """Raise BundleError when fewer labels or confidences are equal than at that precision must be."""
     if not is_close(agreement, precision):
         raise BundleError(
             f"The backend {backend} in {precision} disagrees with the network: {agreement}.",
             f"at least {EQUAL_AT_LEAST[precision]:.2%}",
-            "Compare the runtime's version and precision with those the network was trained with.",
+            remedy,
         )
 
 
-def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agreement:
+def check_golden(
+    bundle: Bundle, predict: Predict, precision: Precision, remedy: str = _EXPORT_AGAIN
+) -> Agreement:
     """Raise BundleError unless `predict` gives the golden mask, and confidence, for the golden picture."""
     pictures = (bundle.golden_mask_hw, bundle.golden_confidence_hw)
     golden = tuple(picture_hw[None] for picture_hw in pictures if picture_hw is not None)
@@ -118,7 +126,7 @@ def check_golden(bundle: Bundle, predict: Predict, precision: Precision) -> Agre
         raise BundleError(
             f"The golden picture of {bundle.folder} gives another mask: {agreement}.",
             "what it gave when it was exported",
-            "Export the bundle again on this machine, or check the runtime's version.",
+            remedy,
         )
     return agreement
 

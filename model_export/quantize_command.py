@@ -34,6 +34,10 @@ from service.errors import BackendError, InvalidRequestError
 REFERENCE = "onnxruntime-cpu"
 TRIAL_FRAMES = 16
 MOST_FLOAT_NODES = 10
+_REMEDY = (
+    "Calibrate on more frames, like those that will be served; ask for more equal labels with --at-least, which leaves "
+    "layers in float32; or serve this bundle in float32 or bfloat16."
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,9 +159,9 @@ def _prove(folder: Path, precision: Precision, arguments: argparse.Namespace) ->
     expected = run_graph(bundle.model_path)
     dice_float32 = measure_dice(arguments.data, _first_output(expected), card)
     for name, predict in _list_runtimes(bundle, precision):
-        check_golden(bundle, predict, precision)
+        check_golden(bundle, predict, precision, _REMEDY)
         agreement = measure_agreement(expected, predict, _proof(bundle, arguments))
-        require_agreement(agreement, name, precision)
+        require_agreement(agreement, name, precision, _REMEDY)
         yield Parity(
             backend=name,
             precision=precision,

@@ -14,6 +14,7 @@ COMMANDS = {
     "wrap": ("model_export.wrap_command", "turn a network that was trained elsewhere into a bundle"),
     "migrate": ("model_export.migrate_command", "bring a bundle of an older format up to this one"),
     "quantize": ("model_export.quantize_command", "add a graph in int8 or float16 to a bundle"),
+    "build": ("model_export.build_command", "build a bundle's engine for the GPU of this machine"),
     "check": ("model_export.check_command", "prove that a bundle is whole and gives the labels it should"),
     "evaluate": ("model_export.evaluate_command", "measure a bundle on labeled frames"),
     "reliability": ("model_export.reliability_command", "measure whether a bundle's confidence holds"),

@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from model_export.adapt_training import measure
-from model_export.bundle import fit_to_card
 from model_export.frames import spread
 from model_export.from_onnx import find_network, rebuild_network, require_same_labels
+from model_export.pictures import fit_to_card
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image, fit_image, plan_fit
 from service.contract.model_card import DataSource

@@ -17,15 +17,15 @@ from model_export.parity import (
     backend_predict,
     check_golden,
     measure_agreement,
-    reference_predict,
     require_agreement,
 )
-from model_export.pictures import draw_pictures
+from model_export.pictures import draw_pictures, fit_to_card
+from model_export.reference import reference_predict
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
 from service.contract.bundle import GOLDEN_IMAGE, Bundle, hash_file, open_bundle, required_files, save_card
-from service.contract.geometry import Image, fit_image, plan_fit
+from service.contract.geometry import Image
 from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity
 from training.checkpoint import Checkpoint
 
@@ -87,12 +87,6 @@ def write_proven(
         card = _write_golden(unseen, card, golden_hwc, predict)
         agreement = _prove(unseen, card, predict, fitted)
     return open_bundle(folder), agreement
-
-
-def fit_to_card(image_hwc: Image, card: ModelCard) -> Image:
-    """A picture of any size on the canvas of the card's model, exactly as the service fits it."""
-    fit = plan_fit(image_hwc.shape[0], image_hwc.shape[1], card.input_size, card.fit)
-    return np.ascontiguousarray(fit_image(image_hwc, fit))
 
 
 def _draw_golden(predict: Predict, size: InputSize) -> Image:

@@ -7,16 +7,16 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from model_export.bundle import fit_to_card
 from model_export.bundle_command import add_precision, positive
 from model_export.frames import proof_images
 from model_export.parity import (
     backend_predict,
     check_golden,
     measure_agreement,
-    reference_predict,
     require_agreement,
 )
+from model_export.pictures import fit_to_card
+from model_export.reference import reference_predict
 from model_export.to_onnx import WRITTEN_LATER, embedded_card
 from service.backends import open_backend
 from service.backends.base import Backend

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from model_export.parity import measure_agreement, reference_predict
+from model_export.parity import measure_agreement
+from model_export.reference import reference_predict
 from service.backends import open_backend
 from service.contract.bundle import Bundle
 from service.contract.geometry import Image

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from model_export.bundle import fit_to_card
 from model_export.bundle_command import positive
 from model_export.bundle_folder import copy_files, fill_unseen
 from model_export.frames import proof_images
 from model_export.graph_passes import multiply_last_resize, save_graph
 from model_export.parity import check_golden, measure_agreement, require_agreement, run_graph
+from model_export.pictures import fit_to_card
 from service.contract.bundle import Bundle, hash_file, open_bundle, save_card
 from service.contract.model_card import CARD_NAME, FORMAT_VERSION
 

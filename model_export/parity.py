@@ -1,16 +1,14 @@
-"""Proves that what will be served gives the labels, and the confidences, of the network that was trained."""
+"""Proves that what will be served gives the labels, and the confidences, of the network itself. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from service.backends.base import Backend
 from service.contract.bundle import Bundle
@@ -74,36 +72,20 @@ def run_graph(path: Path) -> Predict:
     return predict
 
 
-def reference_predict(predictor: nn.Module, has_confidence: bool = False) -> Predict:
-    """A network's outputs in torch, by the textbook and not by the exported form, which is under test."""
-    mean, std = (
-        torch.as_tensor(getattr(predictor, name)).float().view(1, 3, 1, 1) for name in ("mean", "std")
-    )
+def measure_agreement(
+    reference: Predict, candidate: Predict, images: Iterable[Image], batch_size: int = 1
+) -> Agreement:
+    """Compare two predictions picture by picture; pictures are uint8 RGB `(H, W, 3)` at the model's size.
 
-    def predict(images_nhwc: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], ...]:
-        with torch.inference_mode():
-            images_nchw = torch.from_numpy(images_nhwc).permute(0, 3, 1, 2).float() / 255
-            logits_nchw = predictor((images_nchw - mean) / std)
-            labels_nhw = logits_nchw.argmax(dim=1)
-            probabilities_nhw = logits_nchw.softmax(dim=1).gather(1, labels_nhw[:, None])[:, 0]
-        masks_nhw = labels_nhw.numpy().astype(np.uint8)
-        if not has_confidence:
-            return (masks_nhw,)
-        return masks_nhw, np.rint(255 * probabilities_nhw.numpy()).astype(np.uint8)
-
-    return predict
-
-
-def measure_agreement(reference: Predict, candidate: Predict, images: Iterable[Image]) -> Agreement:
-    """Compare two predictions picture by picture; pictures are uint8 RGB `(H, W, 3)` at the model's size."""
+    Both are asked for whole batches; pictures that do not fill the last one are left out.
+    """
     shares, close = [], []
-    for image_hwc in images:
-        images_nhwc = np.ascontiguousarray(image_hwc)[None]
-        (masks, *confidences), (other_masks, *others) = reference(images_nhwc), candidate(images_nhwc)
-        shares.append(float(np.mean(masks == other_masks)))
-        for confidence, other in zip(confidences, others, strict=True):
-            distance = np.abs(confidence.astype(np.int16) - other)
-            close.append(float(np.mean(distance <= CONFIDENCE_TOLERANCE)))
+    for images_nhwc in _batch(images, batch_size):
+        (masks_nhw, *confidences), (other_masks_nhw, *others) = reference(images_nhwc), candidate(images_nhwc)
+        shares += np.mean(masks_nhw == other_masks_nhw, axis=(1, 2)).tolist()
+        for confidences_nhw, others_nhw in zip(confidences, others, strict=True):
+            distances_nhw = np.abs(confidences_nhw.astype(np.int16) - others_nhw)
+            close += np.mean(distances_nhw <= CONFIDENCE_TOLERANCE, axis=(1, 2)).tolist()
     if not shares:
         raise BundleError(
             "There was no picture to compare on.",
@@ -147,3 +129,12 @@ def check_golden(
             remedy,
         )
     return agreement
+
+
+def _batch(images: Iterable[Image], size: int) -> Iterator[NDArray[np.uint8]]:
+    waiting: list[Image] = []
+    for image_hwc in images:
+        waiting.append(image_hwc)
+        if len(waiting) == size:
+            yield np.stack(waiting)
+            waiting.clear()

@@ -1,4 +1,4 @@
-"""Draws pictures of tissue and instruments, so that a bundle can be proven without a single real frame."""
+"""Pictures for a model: drawn ones of tissue and instruments, with which a bundle is proven without a real frame."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
-from service.contract.geometry import Image
-from service.contract.model_card import InputSize
+from service.contract.geometry import Image, fit_image, plan_fit
+from service.contract.model_card import InputSize, ModelCard
+
+
+def fit_to_card(image_hwc: Image, card: ModelCard) -> Image:
+    """A picture of any size on the canvas of the card's model, exactly as the service fits it."""
+    fit = plan_fit(image_hwc.shape[0], image_hwc.shape[1], card.input_size, card.fit)
+    return np.ascontiguousarray(fit_image(image_hwc, fit))
 
 
 def draw_pictures(size: InputSize, count: int, seed: int = 0) -> Iterator[Image]:

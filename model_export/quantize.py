@@ -93,7 +93,7 @@ def quantize(calibrated: Calibrated, path: Path, float_nodes: Sequence[str] = ()
 
     Weights are signed, symmetric, with a scale for each output channel; activations are unsigned, with one scale and
     zero point for each tensor. The graph says so with pairs of QuantizeLinear and DequantizeLinear, which ONNX
-    Runtime, OpenVINO and TensorRT all read.
+    Runtime and OpenVINO read. TensorRT does too, but takes no zero points: it needs another graph (docs/gpu.md).
     """
     overrides = {}
     if calibrated.middle is not None:

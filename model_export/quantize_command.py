@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model_export.bundle import fit_to_card
 from model_export.bundle_command import positive
 from model_export.bundle_folder import check_target, copy_files, fill_unseen
 from model_export.frames import proof_images
@@ -22,6 +21,7 @@ from model_export.parity import (
     require_agreement,
     run_graph,
 )
+from model_export.pictures import fit_to_card
 from model_export.quantize import calibrate, find_sensitive, quantize, round_to_float16
 from model_export.runtime_figures import measure_dice
 from service.backends import BACKENDS, load_backend, open_backend

@@ -107,6 +107,7 @@ def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
         batch_sizes=settings.batch_sizes,
         threads=settings.threads,
         precision=settings.precision,
+        engines=settings.engines,
     )
 
 

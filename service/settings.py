@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         None,
         description="float32, float16, bfloat16 or int8; the fastest that this bundle and machine have if unset",
     )
+    engines: Path | None = Field(
+        None, description="folder of TensorRT engines; surgseg/engines in the user's cache if unset"
+    )
     threads: Positive | None = Field(None, description="threads of one inference; all cores if unset")
     batch_sizes: Annotated[tuple[Positive, ...], NoDecode] = Field(
         default_factory=lambda fields: _plan_batch_sizes(fields.get("threads")),

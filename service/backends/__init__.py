@@ -4,34 +4,53 @@ from __future__ import annotations
 
 import importlib
 import logging
+from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from service.backends.base import Backend, BackendFactory, is_golden, list_precisions, measure_golden
+from service.backends.engine_cache import EngineKeeper
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError
 
 BACKENDS: dict[str, str] = {
+    "tensorrt": "service.backends.tensorrt:TensorRtBackend",
+    "onnxruntime-tensorrt": "service.backends.onnxruntime_tensorrt:OnnxRuntimeTensorRtBackend",
+    "onnxruntime-cuda": "service.backends.onnxruntime_cuda:OnnxRuntimeCudaBackend",
     "openvino": "service.backends.openvino:OpenVinoBackend",
     "onnxruntime-cpu": "service.backends.onnxruntime_cpu:OnnxRuntimeBackend",
     "fake": "service.backends.fake:FakeBackend",
 }
 """Name -> "module:Class". The class opens a bundle: `Class(bundle, batch_sizes=..., threads=..., precision=...)`."""
 
-EXTRAS = {"onnxruntime-cpu": "cpu", "openvino": "cpu"}
+EXTRAS = {
+    "tensorrt": "gpu",
+    "onnxruntime-tensorrt": "gpu",
+    "onnxruntime-cuda": "gpu",
+    "openvino": "cpu",
+    "onnxruntime-cpu": "cpu",
+}
 """The optional dependencies, as in `pip install surgseg[cpu]`, that bring a backend's library."""
 
 AUTO_ORDER: tuple[tuple[str, Precision], ...] = (
+    ("tensorrt", "int8"),
+    ("tensorrt", "float16"),
+    ("onnxruntime-cuda", "float16"),
+    ("tensorrt", "float32"),
+    ("onnxruntime-cuda", "float32"),
     ("openvino", "int8"),
     ("onnxruntime-cpu", "int8"),
     ("openvino", "bfloat16"),
     ("onnxruntime-cpu", "float32"),
     ("openvino", "float32"),
 )
-"""What `auto` tries, fastest first (docs/results/runtimes.md): it takes the first that is installed, that this machine
-runs this bundle with, and that gives the bundle's golden mask."""
+"""What `auto` tries, fastest first: it takes the first that is installed, that this machine runs this bundle with, that
+opens, and that gives the bundle's golden mask.
+
+The order on processors is measured (docs/results/runtimes.md). That on GPUs is not: no GPU was there to measure it on.
+`onnxruntime-tensorrt` is left out because opening it can mean to build an engine for minutes."""
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +62,13 @@ def open_backend(
     batch_sizes: tuple[int, ...] = (1,),
     threads: int | None = None,
     precision: Precision | None = None,
+    engines: Path | None = None,
 ) -> Backend:
     """Open a bundle with the backend `name`, or with the fastest of this machine for "auto".
 
     `threads` is the number one inference may use; None means every physical core this process may run on. `precision`
-    None means the fastest that this machine runs this bundle with. Call it from the thread that will use the backend.
+    None means the fastest that this machine runs this bundle with. `engines` is where TensorRT's engines lie, None the
+    user's cache; other backends have none. Call it from the thread that will use the backend.
     Raises BackendError when the name is unknown, the library is missing or the precision is not to be had,
     BundleError when the runtime refuses the model or the graph is not what the card says.
     """
@@ -55,14 +76,14 @@ def open_backend(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes are positive, got {batch_sizes}")
     if name == "auto":
-        return _open_fastest(bundle, sizes, threads, precision)
-    factory = load_backend(name)
+        return _open_fastest(bundle, sizes, threads, precision, engines)
+    factory = load_backend(name, engines)
     chosen = _choose_precision(name, factory, bundle, precision)
     return factory(bundle, batch_sizes=sizes, threads=threads, precision=chosen)
 
 
-def load_backend(name: str) -> BackendFactory:
-    """Import a backend's class. Raises BackendError that names the extra to install."""
+def load_backend(name: str, engines: Path | None = None) -> BackendFactory:
+    """Import a backend's class; `engines` as in `open_backend`. Raises BackendError that names the extra to install."""
     if name not in BACKENDS:
         raise BackendError(
             f"There is no backend called {name!r}.",
@@ -72,13 +93,16 @@ def load_backend(name: str) -> BackendFactory:
     module_name, _, class_name = BACKENDS[name].partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a library that the module loads is missing
         raise BackendError(
             f"The library of the {name} backend is not installed ({error}).",
             f"the extra `{EXTRAS.get(name, name)}`",
             f"Install it: pip install 'surgseg[{EXTRAS.get(name, name)}]'.",
         ) from error
-    return cast(BackendFactory, getattr(module, class_name))
+    backend_class = getattr(module, class_name)
+    if engines is not None and issubclass(backend_class, EngineKeeper):
+        backend_class = backend_class.kept_in(engines)
+    return cast(BackendFactory, backend_class)
 
 
 def _choose_precision(
@@ -99,25 +123,30 @@ def _choose_precision(
 
 
 def _open_fastest(
-    bundle: Bundle, batch_sizes: tuple[int, ...], threads: int | None, asked: Precision | None
+    bundle: Bundle,
+    batch_sizes: tuple[int, ...],
+    threads: int | None,
+    asked: Precision | None,
+    engines: Path | None,
 ) -> Backend:
     """The first of AUTO_ORDER that does, in the precision asked for if one is. Raises BackendError where none does."""
     passed_over = []
     for name, precision in AUTO_ORDER:
         if asked not in (None, precision):
             continue
-        reason = _reason_against(name, bundle, precision)
+        try:
+            factory = load_backend(name, engines)
+        except BackendError:
+            reason: str | None = "it is not installed"
+        else:
+            reason = factory.reason_against(bundle, precision)
         if reason is None:
-            backend = load_backend(name)(
-                bundle, batch_sizes=batch_sizes, threads=threads, precision=precision
-            )
-            reason = _find_other_labels(bundle, backend)
-            if reason is None:
+            backend, reason = _try(factory, bundle, batch_sizes, threads, precision)
+            if backend is not None:
                 _log.info(
                     "auto takes %s in %s: the fastest that this bundle and machine have", name, precision
                 )
                 return backend
-            backend.close()
             _log.warning("auto passes over %s in %s: %s", name, precision, reason)
         else:
             _log.info("auto passes over %s in %s: %s", name, precision, reason)
@@ -129,11 +158,23 @@ def _open_fastest(
     )
 
 
-def _reason_against(name: str, bundle: Bundle, precision: Precision) -> str | None:
+def _try(
+    factory: BackendFactory,
+    bundle: Bundle,
+    batch_sizes: tuple[int, ...],
+    threads: int | None,
+    precision: Precision,
+) -> tuple[Backend | None, str]:
+    """The opened backend, or None and why it is of no use. Raises BundleError for a graph that is not the card's."""
     try:
-        return load_backend(name).reason_against(bundle, precision)
-    except BackendError:
-        return "it is not installed"
+        backend = factory(bundle, batch_sizes=batch_sizes, threads=threads, precision=precision)
+    except BackendError as error:
+        return None, error.found.rstrip(".")
+    reason = _find_other_labels(bundle, backend)
+    if reason is None:
+        return backend, ""
+    backend.close()
+    return None, reason
 
 
 def _find_other_labels(bundle: Bundle, backend: Backend) -> str | None:

@@ -18,13 +18,13 @@ from service.backends.base import (
     first_line,
     reason_against_graph,
 )
-from service.backends.graphs import Tensor, check_graph
+from service.backends.graphs import check_graph
+from service.backends.onnx_sessions import describe_node, open_session
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
-from service.errors import BackendError, BundleError
+from service.errors import BackendError
 from service.processors import available_cores, computes_int8, list_cores
 
-_PROVIDER = "CPUExecutionProvider"
 _SPIN_US = 500
 
 
@@ -56,7 +56,10 @@ class OnnxRuntimeBackend(GraphBackend):
         self._first_core = list_cores()[0] if _plan_helpers(threads) else None
         inputs, outputs = session.get_inputs(), session.get_outputs()
         check_graph(
-            bundle, precision, [_describe(each) for each in inputs], [_describe(each) for each in outputs]
+            bundle,
+            precision,
+            [describe_node(each) for each in inputs],
+            [describe_node(each) for each in outputs],
         )
 
     @staticmethod
@@ -88,7 +91,6 @@ def _open_session(path: Path, threads: int) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     # Workers that spin between the operators of a run save a third of its time. Spinning on after it would burn the
     # cores that decoding, encoding and the network need, so they give up after about the longest operator that one
     # thread runs alone; with longer spinning the mask's encoding waited, on two cores.
@@ -98,19 +100,7 @@ def _open_session(path: Path, threads: int) -> Any:
         # the runtime counts processors from 1
         affinities = ";".join(str(core + 1) for core in helpers)
         options.add_session_config_entry("session.intra_op_thread_affinities", affinities)
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[_PROVIDER])
-    except Exception as error:
-        raise BundleError(
-            f"ONNX Runtime cannot open {path}: {first_line(error)}.",
-            "an ONNX model that this version of ONNX Runtime knows",
-            "Export the bundle again, or install a newer onnxruntime.",
-        ) from error
-    if session.get_providers()[0] != _PROVIDER:
-        raise BackendError(
-            f"ONNX Runtime fell back to {session.get_providers()[0]}.", _PROVIDER, "Install onnxruntime anew."
-        )
-    return session
+    return open_session(path, options)
 
 
 def _plan_helpers(threads: int) -> list[int]:
@@ -136,8 +126,3 @@ def _bound_to(core: int | None) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def _describe(node: Any) -> Tensor:
-    dtype = node.type.removeprefix("tensor(").removesuffix(")")
-    return Tensor(node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape))

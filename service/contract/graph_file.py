@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _CHILDREN: dict[str, dict[int, str]] = {
     "Model": {7: "Graph", 20: "TrainingInfo", 25: "Function"},
@@ -23,9 +24,20 @@ _CHILDREN: dict[str, dict[int, str]] = {
 """Of each message that a tensor can be reached from: its fields that lead on, and what they hold."""
 
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14
-_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
+_VARINT, _FIXED_64, BYTES, _FIXED_32 = 0, 1, 2, 5
 _FIXED_SIZES = {_FIXED_64: 8, _FIXED_32: 4}
 _TAG_BYTES, _VARINT_BYTES = 5, 10
+
+
+class Field(NamedTuple):
+    """A field of a message as it lies in a file, from `start` to `end`; the value of bytes is where they start."""
+
+    number: int
+    kind: int
+    value: int
+    size: int
+    start: int
+    end: int
 
 
 def is_one_file(path: Path) -> bool:
@@ -42,28 +54,29 @@ def _is_one_file(data: mmap.mmap) -> bool:
     waiting = [("Model", 0, len(data))]
     while waiting:
         message, at, end = waiting.pop()
-        for field, kind, value, size in _read_fields(data, at, end):
+        for field, kind, value, size, *_ in read_fields(data, at, end):
             if message == "Tensor" and (
-                (field == _EXTERNAL_DATA and kind == _BYTES)
+                (field == _EXTERNAL_DATA and kind == BYTES)
                 or (field == _DATA_LOCATION and kind == _VARINT and value)
             ):
                 return False
             child = _CHILDREN[message].get(field)
-            if child is not None and kind == _BYTES:
+            if child is not None and kind == BYTES:
                 waiting.append((child, value, value + size))
     return True
 
 
-def _read_fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, wire type, value and size of each field; the value of bytes is where they start."""
+def read_fields(data: mmap.mmap | bytes, at: int, end: int) -> Iterator[Field]:
+    """The fields of the message from `at` to `end`. Raises ValueError where there is none."""
     while at < end:
+        start = at
         tag, at = _read_varint(data, at, end, _TAG_BYTES)
         # as the runtimes' parser does: what is beyond 32 bits is dropped
         field, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7
         value, size = at, _FIXED_SIZES.get(kind, 0)
         if kind == _VARINT:
             value, at = _read_varint(data, at, end, _VARINT_BYTES)
-        elif kind == _BYTES:
+        elif kind == BYTES:
             size, value = _read_varint(data, at, end, _TAG_BYTES)
             at = value
         elif kind not in _FIXED_SIZES:
@@ -71,10 +84,10 @@ def _read_fields(data: mmap.mmap, at: int, end: int) -> Iterator[tuple[int, int,
         at += size
         if field == 0 or at > end:
             raise ValueError("it is cut short, or of another format")
-        yield field, kind, value, size
+        yield Field(field, kind, value, size, start, at)
 
 
-def _read_varint(data: mmap.mmap, at: int, end: int, longest: int) -> tuple[int, int]:
+def _read_varint(data: mmap.mmap | bytes, at: int, end: int, longest: int) -> tuple[int, int]:
     """An integer of seven bits a byte, and where it ends."""
     value = 0
     for index in range(min(longest, end - at)):

@@ -11,8 +11,9 @@ import pytest
 
 from model_export.__main__ import main
 from model_export.adapt_start import STARTED, open_start
-from model_export.parity import backend_predict, measure_agreement, reference_predict
+from model_export.parity import backend_predict, measure_agreement
 from model_export.pictures import draw_pictures
+from model_export.reference import reference_predict
 from service.backends import open_backend
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, open_bundle

@@ -19,8 +19,9 @@ import model_export.bundle as bundle_module
 from model_export.__main__ import main
 from model_export.bundle import write_bundle
 from model_export.card import Description
-from model_export.parity import backend_predict, measure_agreement, reference_predict
+from model_export.parity import backend_predict, measure_agreement
 from model_export.pictures import draw_pictures
+from model_export.reference import reference_predict
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend
 from service.contract.bundle import SEAL_NAME, Bundle, open_bundle, save_card

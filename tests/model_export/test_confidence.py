@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from model_export.__main__ import main
-from model_export.parity import Agreement, is_close, measure_agreement, reference_predict
+from model_export.parity import Agreement, is_close, measure_agreement
 from model_export.pictures import draw_pictures
+from model_export.reference import reference_predict
 from model_export.servable import Servable, rate
 from model_export.to_onnx import embedded_card
 from service.backends import open_backend

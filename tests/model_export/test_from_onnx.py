@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from model_export.bundle import fit_to_card
 from model_export.from_onnx import find_network, rebuild_network, require_same_labels
-from model_export.pictures import draw_pictures
+from model_export.pictures import draw_pictures, fit_to_card
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import Image

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_export.parity import measure_agreement, reference_predict, require_agreement
+from model_export.parity import measure_agreement, require_agreement
 from model_export.pictures import draw_picture, draw_pictures
+from model_export.reference import reference_predict
 from model_export.servable import Servable, label
 from service.contract.model_card import InputSize
 from service.errors import BundleError

@@ -21,10 +21,10 @@ import torch
 
 import model_export.quantize as quantization
 import model_export.to_onnx as exporting
-from model_export.bundle import fit_to_card
 from model_export.frames import proof_images
 from model_export.from_onnx import find_network, rebuild_network
 from model_export.graph_passes import multiply_last_resize, save_graph
+from model_export.pictures import fit_to_card
 from model_export.servable import Servable
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle

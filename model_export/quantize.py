@@ -38,6 +38,7 @@ class Calibrated:
     middle: int | None
     convolutions: tuple[str, ...]
     frames: int
+    symmetric: bool = False
 
 
 @dataclass
@@ -55,20 +56,20 @@ class _Frames:
         return {"image": np.ascontiguousarray(image_hwc)[None]}
 
 
-def calibrate(path: Path, images: Iterable[Image]) -> Calibrated:
+def calibrate(path: Path, images: Iterable[Image], symmetric: bool = False) -> Calibrated:
     """Prepare the graph at `path` for int8 and measure the smallest and largest value of every tensor.
 
-    `images` are uint8 RGB `(H, W, 3)` at the model's size. Raises BundleError where there is none of them.
+    `symmetric` is for `quantize`: activations around 0. `images` are uint8 RGB `(H, W, 3)` at the model's size. Raises BundleError where there is none of them.
     """
     model = ir.load(path)
-    middle = centre_input(model)
+    middle = None if symmetric else centre_input(model)
     names = tuple(str(node.name) for node in convolutions(model))
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         save_graph(model, prepared)
         ranges, frames = _measure_ranges(prepared, images, OPERATORS)
         proto = onnx.shape_inference.infer_shapes(onnx.load(str(prepared)))
-    return Calibrated(proto, ranges, middle, names, frames)
+    return Calibrated(proto, ranges, middle, names, frames, symmetric)
 
 
 def _measure_ranges(path: Path, images: Iterable[Image], operators: list[str] | None) -> tuple[Any, int]:
@@ -91,14 +92,17 @@ def _measure_ranges(path: Path, images: Iterable[Image], operators: list[str] | 
 def quantize(calibrated: Calibrated, path: Path, float_nodes: Sequence[str] = ()) -> None:
     """Write the graph in int8 to `path`; convolutions in `float_nodes` stay in float32.
 
-    Weights are signed, symmetric, with a scale for each output channel; activations are unsigned, with one scale and
-    zero point for each tensor. The graph says so with pairs of QuantizeLinear and DequantizeLinear, which ONNX
-    Runtime and OpenVINO read. TensorRT does too, but takes no zero points: it needs another graph (docs/gpu.md).
+    Weights are signed, around 0, with a scale for each output channel; activations are unsigned, with one scale and
+    zero point for each tensor, which processors multiply best. `symmetric` ones are signed and around 0, and biases
+    stay in float32, because TensorRT takes nothing else. The graph says all that with pairs of QuantizeLinear and
+    DequantizeLinear.
     """
-    overrides = {}
+    options: dict[str, Any] = {}
+    if calibrated.symmetric:
+        options = {"ActivationSymmetric": True, "QuantizeBias": False}
     if calibrated.middle is not None:
         centre = {"scale": np.array(1.0, np.float32), "zero_point": np.array(calibrated.middle, np.uint8)}
-        overrides = {"TensorQuantOverrides": {"centred": [centre]}}
+        options["TensorQuantOverrides"] = {"centred": [centre]}
     model = onnx.ModelProto()
     model.CopyFrom(calibrated.model)
     quantizer = QDQQuantizer(
@@ -106,12 +110,12 @@ def quantize(calibrated: Calibrated, path: Path, float_nodes: Sequence[str] = ()
         per_channel=True,
         reduce_range=False,
         weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
+        activation_qType=QuantType.QInt8 if calibrated.symmetric else QuantType.QUInt8,
         tensors_range=calibrated.ranges,
         nodes_to_quantize=[],
         nodes_to_exclude=list(float_nodes),
         op_types_to_quantize=OPERATORS,
-        extra_options=overrides,
+        extra_options=options,
     )
     quantizer.quantize_model()
     quantized = ir.from_proto(quantizer.model.model)

@@ -62,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at-least", type=_share, help="the share of equal labels for which layers may stay in float32"
     )
     parser.add_argument(
+        "--symmetric",
+        action="store_true",
+        help="make int8 as TensorRT takes it; processors are slower with it",
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write another bundle there (default: add to BUNDLE itself)"
     )
     parser.add_argument("--force", action="store_true", help="replace the bundle that is at DIR")
@@ -110,7 +115,8 @@ def _make_graph(bundle: Bundle, path: Path, arguments: argparse.Namespace) -> Mo
         largest = round_to_float16(bundle.model_path, path, _proof(bundle, arguments))
         print(f"largest value {largest:.4g} of the 65504 that float16 holds")
         return Model(file=path.name)
-    calibrated = calibrate(bundle.model_path, _fit(bundle, arguments.calibrate, arguments.frames))
+    images = _fit(bundle, arguments.calibrate, arguments.frames)
+    calibrated = calibrate(bundle.model_path, images, arguments.symmetric)
     wanted = arguments.at_least or EQUAL_AT_LEAST["int8"]
     float_nodes = find_sensitive(calibrated, _make_score(bundle, arguments), wanted, MOST_FLOAT_NODES)
     quantize(calibrated, path, float_nodes)

@@ -17,6 +17,7 @@ from model_export.parity import measure_agreement, run_graph
 from model_export.pictures import draw_pictures
 from model_export.quantize import Calibrated, calibrate, find_sensitive, quantize
 from service.backends import load_backend, open_backend
+from service.backends.tensorrt_graphs import reason_against_types
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, hash_file, open_bundle, save_card
 from service.contract.model_card import InputSize
@@ -119,6 +120,23 @@ def test_a_layer_that_is_left_out_multiplies_in_float32(calibrated: Calibrated, 
     made_by = {output: node for node in graph.node for output in node.output}
     in_float = [node.name for node in graph.node if node.op_type == "Conv" and node.input[1] not in made_by]
     assert in_float == [left_out]
+
+
+def test_a_symmetric_graph_has_signed_numbers_around_0_only(
+    plain: Bundle, frames: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    options = ["--symmetric", "--calibrate", frames, "--frames", "4", "--limit", "4", "--out", str(out)]
+    assert main(["quantize", str(plain.folder), *options]) == 0
+    bundle = open_bundle(out)
+    graph = onnx.load(str(bundle.path_of("int8"))).graph
+    values = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    steps = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(steps) > 100
+    for node in steps:
+        assert values[node.input[2]].dtype == np.int8 and not values[node.input[2]].any()
+    assert reason_against_types(bundle, "int8") is None
+    assert "TensorRT takes only signed ones" in str(reason_against_types(open_bundle(DEFAULT_BUNDLE), "int8"))
 
 
 def test_layers_are_left_out_until_enough_labels_are_equal(monkeypatch: pytest.MonkeyPatch) -> None:

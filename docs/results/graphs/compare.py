@@ -1,7 +1,7 @@
 """What each change of the default bundle's graph brings: all variants in turns, in one process, on one thread.
 
-python docs/results/graphs/compare.py DATA FILE.json, where DATA is READER:PATH of frames to calibrate on. The network is
-the default bundle's: its checkpoint is made of the bundle, and every variant exported from that.
+python docs/results/graphs/compare.py DATA FILE.json, where DATA is READER:PATH of frames to calibrate on. The network
+is the default bundle's, rebuilt from it; every variant is exported from that.
 """
 
 from __future__ import annotations

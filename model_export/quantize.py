@@ -59,7 +59,8 @@ class _Frames:
 def calibrate(path: Path, images: Iterable[Image], symmetric: bool = False) -> Calibrated:
     """Prepare the graph at `path` for int8 and measure the smallest and largest value of every tensor.
 
-    `symmetric` is for `quantize`: activations around 0. `images` are uint8 RGB `(H, W, 3)` at the model's size. Raises BundleError where there is none of them.
+    `images` are uint8 RGB `(H, W, 3)` at the model's size; `symmetric` is as in `quantize`. Raises BundleError where
+    there is no picture.
     """
     model = ir.load(path)
     middle = None if symmetric else centre_input(model)

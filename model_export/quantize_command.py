@@ -1,4 +1,7 @@
-"""surgseg-export quantize: add a graph in int8 or float16 to a bundle, proven against the one in float32."""
+"""surgseg-export quantize: add a graph in int8 or float16 to a bundle, proven against the one in float32.
+
+bfloat16 needs no graph, because runtimes round the one in float32; what it does to the labels is measured all the same.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,9 @@ _REMEDY = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `surgseg-export quantize`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the bundle's folder")
-    parser.add_argument("--precision", choices=("int8", "float16"), default="int8", help="(%(default)s)")
+    parser.add_argument(
+        "--precision", choices=("int8", "float16", "bfloat16"), default="int8", help="(%(default)s)"
+    )
     parser.add_argument(
         "--calibrate",
         metavar="READER:PATH",
@@ -86,8 +91,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_target(out, replace)
     with fill_unseen(out, replace) as partial:
         copy_files(bundle, partial)
-        model = _make_graph(bundle, partial / f"model.{precision}.onnx", arguments)
-        card = _enter(bundle.card, partial, precision, model)
+        card = bundle.card
+        if precision != "bfloat16":
+            model = _make_graph(bundle, partial / f"model.{precision}.onnx", arguments)
+            card = _enter(card, partial, precision, model)
         save_card(card, partial)
         parity = list(_prove(partial, precision, arguments))
         for measured in parity:
@@ -194,6 +201,10 @@ def _list_runtimes(bundle: Bundle, precision: Precision) -> Iterator[tuple[str, 
         found = True
         yield name, backend_predict(backend, bundle.card)
         backend.close()
+    if not found and precision == "bfloat16":
+        raise BackendError(
+            "No runtime here computes bfloat16.", "a processor with AVX512_BF16 or AMX", "Measure it on one."
+        )
     if not found:
         yield REFERENCE, run_graph(bundle.path_of(precision))
 

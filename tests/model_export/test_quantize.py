@@ -16,6 +16,7 @@ from model_export.__main__ import main
 from model_export.parity import measure_agreement, run_graph
 from model_export.pictures import draw_pictures
 from model_export.quantize import Calibrated, calibrate, find_sensitive, quantize
+from model_export.quantize_command import _runs
 from service.backends import load_backend, open_backend
 from service.backends.tensorrt_graphs import reason_against_types
 from service.bundles import DEFAULT_BUNDLE
@@ -190,6 +191,21 @@ def test_float16_keeps_the_labels_and_halves_the_weights(plain: Bundle, frames: 
     measured = bundle.card.parity[-1]
     assert measured.precision == "float16" and measured.labels_equal > 0.9995
     assert bundle.path_of("float16").stat().st_size < 0.55 * bundle.model_path.stat().st_size
+
+
+def test_bfloat16_is_measured_without_a_graph(
+    plain: Bundle, frames: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--precision", "bfloat16", "--data", frames, "--out", str(tmp_path / "bundle")]
+    runs = [name for name in RUNTIMES if _runs(name, plain, "bfloat16")]
+    if not runs:
+        assert main(["quantize", str(plain.folder), *options]) == 2
+        assert "No runtime here computes bfloat16" in capsys.readouterr().err
+        return
+    assert main(["quantize", str(plain.folder), *options]) == 0
+    card = open_bundle(tmp_path / "bundle").card
+    assert set(card.models) == {"float32"}
+    assert [each.backend for each in card.parity if each.precision == "bfloat16"] == runs
 
 
 def test_float16_refuses_what_it_cannot_hold(

@@ -188,7 +188,11 @@ def misspell(
     lines, done = text.splitlines(), set()
     attributes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
     # stubs list the methods of containers too, as pop of a vector; here they are those of dictionaries and lists
-    ours = TQDM | {*dir(dict), *dir(list)} | {node.attr for node in attributes if ast.unparse(node.value) == "self"}
+    ours = (
+        TQDM
+        | {*dir(dict), *dir(list)}
+        | {node.attr for node in attributes if ast.unparse(node.value) == "self"}
+    )
     for node in sorted(attributes, key=lambda node: (node.end_lineno, node.end_col_offset), reverse=True):
         of_module = isinstance(node.value, ast.Name) and node.value.id == module
         is_theirs = of_module or node.attr.startswith("cuda") or node.attr in members - ours

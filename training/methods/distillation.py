@@ -66,6 +66,10 @@ class Distillation(OneNetwork):
         super().__init__(options, network, classes)
         self.teacher = Teacher(build_network(options.teacher.name, classes, options.teacher.options))
 
+    @property
+    def segmenters(self) -> list[nn.Module]:
+        return [*super().segmenters, self.teacher.network]
+
     def prepare(self) -> None:
         """Read the teacher. Raises DataError where there is none, or it is another network than the recipe says."""
         from training.checkpoint import (

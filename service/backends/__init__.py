@@ -130,16 +130,15 @@ def _open_fastest(
     engines: Path | None,
 ) -> Backend:
     """The first of AUTO_ORDER that does, in the precision asked for if one is. Raises BackendError where none does."""
-    passed_over = []
+    missing = [name for name in dict(AUTO_ORDER) if not _is_installed(name)]
+    if missing:
+        _log.info("auto passes over what is not installed: %s", ", ".join(missing))
+    passed_over = [f"{name}: it is not installed" for name in missing]
     for name, precision in AUTO_ORDER:
-        if asked not in (None, precision):
+        if name in missing or asked not in (None, precision):
             continue
-        try:
-            factory = load_backend(name, engines)
-        except BackendError:
-            reason: str | None = "it is not installed"
-        else:
-            reason = factory.reason_against(bundle, precision)
+        factory = load_backend(name, engines)
+        reason = factory.reason_against(bundle, precision)
         if reason is None:
             backend, reason = _try(factory, bundle, batch_sizes, threads, precision)
             if backend is not None:
@@ -156,6 +155,14 @@ def _open_fastest(
         "one that does",
         "Install the extra `cpu`: pip install 'surgseg[cpu]'; or choose another SURGSEG_PRECISION.",
     )
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        load_backend(name)
+    except BackendError:
+        return False
+    return True
 
 
 def _try(

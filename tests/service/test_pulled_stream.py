@@ -78,7 +78,8 @@ def test_the_slowest_viewer_of_a_lossless_stream_sets_its_pace_and_frees_it_when
     assert len(slow) == 3
     slow_seen: list[int] = []
     drain(slow, slow_seen)
-    assert slow_seen == seen
+    assert slow_seen[:3] == seen, "and the place of each that is taken is filled again, maybe at once"
+    assert slow_seen == list(range(len(slow_seen)))
     eventually(lambda: len(slow) == 3)
     stream.unsubscribe(slow)
     assert stream.viewers == 1

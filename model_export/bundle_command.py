@@ -17,11 +17,30 @@ from training.data.samples import read_image
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `surgseg-export bundle`."""
     parser.add_argument("checkpoint", type=Path, help="best.pt or last.pt of a training run")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, made new"
-    )
+    add_writing(parser)
     parser.add_argument(
         "--view", metavar="NAME", help="the view of the method to export (default: what predicts)"
+    )
+    parser.add_argument("--name", default="", help="the model's name (default: the recipe's)")
+    parser.add_argument("--version", default="0.1.0", help="the model's version (%(default)s)")
+    parser.add_argument("--description", default="", help="one sentence for the model card")
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE.json",
+        help="an evaluation; may be repeated",
+    )
+    parser.add_argument(
+        "--limits", action="append", default=[], metavar="TEXT", help="a known limit; may be repeated"
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """The options of every command that writes a new bundle and proves it."""
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, made new"
     )
     parser.add_argument(
         "--confidence",
@@ -37,20 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--golden", type=Path, metavar="PICTURE", help="the golden picture; a drawn one otherwise"
-    )
-    parser.add_argument("--name", default="", help="the model's name (default: the recipe's)")
-    parser.add_argument("--version", default="0.1.0", help="the model's version (%(default)s)")
-    parser.add_argument("--description", default="", help="one sentence for the model card")
-    parser.add_argument(
-        "--metrics",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE.json",
-        help="an evaluation; may be repeated",
-    )
-    parser.add_argument(
-        "--limits", action="append", default=[], metavar="TEXT", help="a known limit; may be repeated"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from model_export.bundle_command import positive
+from model_export.bundle_command import add_writing
 from model_export.foreign_card import EXAMPLE, ForeignCard
 from model_export.frames import proof_images
 from model_export.wrapped_bundle import wrap_model
@@ -39,24 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--card", type=Path, required=True, metavar="CARD.toml", help="what the network is (docs/wrap.md)"
     )
     parser.add_argument("--example", action=_PrintExample, nargs=0, help="print a card to begin with")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="the bundle's folder, made new"
-    )
-    parser.add_argument(
-        "--confidence",
-        action="store_true",
-        help="give the model a second output: how sure it is of each pixel",
-    )
-    parser.add_argument("--force", action="store_true", help="replace the bundle that is at DIR")
-    parser.add_argument(
-        "--data", metavar="READER:PATH", help="prove parity on these frames; drawn pictures otherwise"
-    )
-    parser.add_argument(
-        "--limit", type=positive, default=64, help="prove parity on at most so many frames (%(default)s)"
-    )
-    parser.add_argument(
-        "--golden", type=Path, metavar="PICTURE", help="the golden picture; a drawn one otherwise"
-    )
+    add_writing(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

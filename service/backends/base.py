@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle
 from service.contract.model_card import CONFIDENCE, MASK, InputSize, ModelCard, Precision
 from service.errors import BackendError, BundleError
+from service.processors import computes_int8
 
 GOLDEN_AGREEMENT: dict[Precision, float] = {
     "float32": 0.999,
@@ -86,6 +87,11 @@ def reason_against_graph(bundle: Bundle, precision: Precision) -> str | None:
     if precision in bundle.card.models or precision == "bfloat16":
         return None
     return f"the bundle has no graph in {precision} (`surgseg-export quantize` makes one)"
+
+
+def reason_against_int8() -> str | None:
+    """Why this machine's processor does not run int8, in words; None where it does."""
+    return None if computes_int8() else "this processor has no dot product of bytes (VNNI)"
 
 
 def is_golden(bundle: Bundle, precision: Precision, masks_nhw: Masks) -> bool:

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from service.backends.base import GraphBackend, Images, first_line
 from service.backends.cuda_device import DeviceResources, bind_thread, reason_against_gpu
-from service.backends.graphs import check_graph
-from service.backends.onnx_sessions import describe_node, open_session
+from service.backends.onnx_sessions import check_session, open_session
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError
@@ -43,13 +42,7 @@ class OnnxOnGpuBackend(GraphBackend):
         self._session: Any = open_session(
             bundle.path_of(precision), options, provider, {"device_id": "0", **provider_options}, model
         )
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        check_graph(
-            bundle,
-            precision,
-            [describe_node(each) for each in inputs],
-            [describe_node(each) for each in outputs],
-        )
+        check_session(bundle, precision, self._session)
         self._running = threading.Lock()
         self._resources = DeviceResources()
         try:

@@ -9,7 +9,9 @@ from typing import Any
 import onnxruntime
 
 from service.backends.base import first_line
-from service.backends.graphs import Tensor
+from service.backends.graphs import Tensor, check_graph
+from service.contract.bundle import Bundle
+from service.contract.model_card import Precision
 from service.errors import BackendError, BundleError
 
 CPU = "CPUExecutionProvider"
@@ -59,7 +61,16 @@ def open_session(
     return session
 
 
-def describe_node(node: Any) -> Tensor:
-    """An input or output of a session."""
+def check_session(bundle: Bundle, precision: Precision, session: Any) -> None:
+    """Raise BundleError unless what the session takes and gives is what the bundle's card says."""
+    check_graph(
+        bundle,
+        precision,
+        [_describe(each) for each in session.get_inputs()],
+        [_describe(each) for each in session.get_outputs()],
+    )
+
+
+def _describe(node: Any) -> Tensor:
     dtype = node.type.removeprefix("tensor(").removesuffix(")")
     return Tensor(node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape))

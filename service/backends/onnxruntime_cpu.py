@@ -17,13 +17,13 @@ from service.backends.base import (
     Images,
     first_line,
     reason_against_graph,
+    reason_against_int8,
 )
-from service.backends.graphs import check_graph
-from service.backends.onnx_sessions import describe_node, open_session
+from service.backends.onnx_sessions import check_session, open_session
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError
-from service.processors import available_cores, computes_int8, list_cores
+from service.processors import available_cores, list_cores
 
 _SPIN_US = 500
 
@@ -54,20 +54,13 @@ class OnnxRuntimeBackend(GraphBackend):
         self._session: Any = session
         self._shared = session if self.concurrency == 1 else _open_session(path, threads // self.concurrency)
         self._first_core = list_cores()[0] if _plan_helpers(threads) else None
-        inputs, outputs = session.get_inputs(), session.get_outputs()
-        check_graph(
-            bundle,
-            precision,
-            [describe_node(each) for each in inputs],
-            [describe_node(each) for each in outputs],
-        )
+        check_session(bundle, precision, session)
 
     @staticmethod
     def reason_against(bundle: Bundle, precision: Precision) -> str | None:
         """See `BackendFactory.reason_against`."""
-        if precision == "int8" and not computes_int8():
-            return "this processor has no dot product of bytes (VNNI)"
-        return reason_against_graph(bundle, precision)
+        reason = reason_against_int8() if precision == "int8" else None
+        return reason or reason_against_graph(bundle, precision)
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -14,12 +14,13 @@ from service.backends.base import (
     Images,
     first_line,
     reason_against_graph,
+    reason_against_int8,
 )
 from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError, BundleError
-from service.processors import available_cores, computes_int8, list_cores
+from service.processors import available_cores, list_cores
 
 # OpenVINO's conversion tools report their use over the internet where they find this package. Nothing here uses them,
 # and in a hospital nothing should be able to.
@@ -64,9 +65,8 @@ class OpenVinoBackend(GraphBackend):
         """See `BackendFactory.reason_against`."""
         if precision == "bfloat16" and not _computes_bfloat16(openvino.Core()):
             return "this processor does not compute bfloat16 (AVX512_BF16 or AMX)"
-        if precision == "int8" and not computes_int8():
-            return "this processor has no dot product of bytes (VNNI)"
-        return reason_against_graph(bundle, precision)
+        reason = reason_against_int8() if precision == "int8" else None
+        return reason or reason_against_graph(bundle, precision)
 
     def close(self) -> None:
         """See `Backend.close`."""

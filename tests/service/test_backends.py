@@ -213,11 +213,14 @@ def test_openvino_computes_bfloat16_where_the_processor_does(
 def test_int8_is_refused_where_the_processor_has_no_dot_product_of_bytes(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from service.backends import onnxruntime_cpu as module
+    from service.backends import base as module
 
     monkeypatch.setattr(module, "computes_int8", lambda: False)
-    with pytest.raises(BackendError, match=r"in int8: this processor has no dot product of bytes \(VNNI\)"):
-        open_backend("onnxruntime-cpu", bundle, precision="int8")
+    for name in ON_PROCESSORS:
+        with pytest.raises(
+            BackendError, match=r"in int8: this processor has no dot product of bytes \(VNNI\)"
+        ):
+            open_backend(name, bundle, precision="int8")
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -75,7 +75,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise BundleError(
             f"There is no bundle at {folder}.",
             f"a folder with {CARD_NAME} and {MODEL_NAME}",
-            "Check the path, or leave it out to use the bundle that ships with surgseg.",
+            "Check the path; `surgseg serve` without one uses the bundle that ships with it.",
         )
     card = ModelCard.load(folder / CARD_NAME)
     _check_seal(folder)

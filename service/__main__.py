@@ -11,7 +11,7 @@ from importlib.metadata import version
 from service.errors import SurgsegError
 
 _COMMANDS = {
-    "serve": ("service.app", "run_server", "serve masks over HTTP and WebSocket"),
+    "serve": ("service.server", "run_server", "serve masks over HTTP and WebSocket"),
     "segment": ("service.offline", "run", "segment pictures, folders and videos without a service"),
     "stream": ("service.push", "run", "push a video file to a running service"),
     "bench": ("service.bench.command", "run", "measure the service: streams, pictures, scenarios"),

@@ -17,6 +17,7 @@ from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.stream_terms import StreamTerms
+from service.streams.pushed import LOSSLESS_PUSHES
 from service.wire import unpack_frame
 
 _MAX_WAITING_ERRORS = 32
@@ -33,8 +34,8 @@ class _Refusal:
 class StreamSession(MaskSession):
     """Frames in, masks out; the stream lives as long as its connection.
 
-    Raises UnavailableError or OverloadedError when none may be opened. A lossless stream reads its next message only
-    when the decoder has taken the one before, so back-pressure reaches the sender through TCP.
+    Raises UnavailableError or OverloadedError when none may be opened. A lossless stream reads only a few messages
+    more than the decoder has taken, so back-pressure reaches the sender through TCP.
     """
 
     stream: PushedStream
@@ -50,7 +51,7 @@ class StreamSession(MaskSession):
     ) -> None:
         super().__init__(websocket, pipeline, mask_format)
         self._sent = asyncio.Event()
-        self._room = asyncio.Semaphore(1)
+        self._room = asyncio.Semaphore(LOSSLESS_PUSHES)
         self._refusals: deque[_Refusal] = deque()
         self._answered = 0
         self.stream = pipeline.open_pushed(

@@ -42,11 +42,12 @@ class Backend(Protocol):
     concurrency: int
     """How many calls of `segment` are worth making at once, from as many threads."""
 
-    def segment(self, images_nhwc: Images) -> Masks:
+    def segment(self, images_nhwc: Images, *, is_urgent: bool = True) -> Masks:
         """Class ids uint8 `(N, H, W)` of RGB uint8 `(N, H, W, 3)`, C-contiguous, N one of `batch_sizes`.
 
-        The result may lie in a buffer of the backend's own and is valid until the same thread's next call. Raises
-        ValueError for images of another form, BackendError when the runtime fails.
+        What is not urgent may take longer where that costs less processor time. The result may lie in a buffer of the
+        backend's own and is valid until the same thread's next call. Raises ValueError for images of another form,
+        BackendError when the runtime fails.
         """
         ...
 
@@ -137,9 +138,9 @@ class GraphBackend(ABC):
         self._occupancy = Occupancy()
         self._is_open = True
 
-    def segment(self, images_nhwc: Images) -> Masks:
+    def segment(self, images_nhwc: Images, *, is_urgent: bool = True) -> Masks:
         """See `Backend.segment`."""
-        return self._run([MASK], images_nhwc)[0]
+        return self._run([MASK], images_nhwc, is_urgent)[0]
 
     def segment_with_confidence(self, images_nhwc: Images) -> tuple[Masks, Confidences]:
         """See `Backend.segment_with_confidence`."""
@@ -152,15 +153,17 @@ class GraphBackend(ABC):
         self._is_open = False
 
     @abstractmethod
-    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
-        """Those outputs of checked images; `is_alone` says that no other call was under way. Raises BackendError."""
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:
+        """Those outputs of checked images, on all threads if `is_spread`, else on a share. Raises BackendError."""
 
-    def _run(self, outputs: list[str], images_nhwc: Images) -> list[NDArray[np.uint8]]:
+    def _run(
+        self, outputs: list[str], images_nhwc: Images, is_urgent: bool = True
+    ) -> list[NDArray[np.uint8]]:
         check_images(images_nhwc, self._card.input_size, self.batch_sizes)
         with self._occupancy.enter() as is_alone:
             if not self._is_open:
                 raise BackendError("The backend is closed.", "an open backend", "Open the bundle again.")
-            return self._infer(outputs, images_nhwc, is_alone)
+            return self._infer(outputs, images_nhwc, is_alone and is_urgent)
 
 
 def check_images(images_nhwc: Images, size: InputSize, batch_sizes: tuple[int, ...]) -> None:

@@ -47,7 +47,7 @@ class FakeBackend:
         """See `BackendFactory.reason_against`."""
         return None
 
-    def segment(self, images_nhwc: Images) -> Masks:
+    def segment(self, images_nhwc: Images, *, is_urgent: bool = True) -> Masks:
         """See `Backend.segment`."""
         check_images(images_nhwc, self._card.input_size, self.batch_sizes)
         if not self._is_open:

@@ -63,7 +63,7 @@ class OnnxOnGpuBackend(GraphBackend):
             self._session = None
             self._resources.close()
 
-    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:
         count = len(images_nhwc)
         with self._running:
             bind_thread()

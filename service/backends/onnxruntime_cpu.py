@@ -67,10 +67,10 @@ class OnnxRuntimeBackend(GraphBackend):
         super().close()
         self._session = self._shared = None
 
-    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
-        session = self._session if is_alone else self._shared
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:
+        session = self._session if is_spread else self._shared
         try:
-            with _bound_to(self._first_core if is_alone else None):
+            with _bound_to(self._first_core if is_spread else None):
                 results: list[NDArray[np.uint8]] = session.run(outputs, {"image": images_nhwc})
         except Exception as error:
             raise BackendError(

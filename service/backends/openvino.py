@@ -34,8 +34,9 @@ _TYPES = {"u8": "uint8", "f32": "float32"}
 class OpenVinoBackend(GraphBackend):
     """Runs the bundle's graph of a precision; bfloat16 is computed from the graph in float32.
 
-    A call that comes alone runs on all threads. Calls that come while another is under way share the threads evenly: a
-    thread that is held up then delays one picture, not every operator of all. The pictures of a batch run in turn.
+    An urgent call that comes alone runs on all threads. Other calls share the threads evenly: a thread that is held up
+    then delays one picture, not every operator of all, and none burns a core by waiting for the other's half. The
+    pictures of a batch run in turn.
     """
 
     name = "openvino"
@@ -73,9 +74,9 @@ class OpenVinoBackend(GraphBackend):
         super().close()
         self._whole = self._shared = None  # type: ignore[assignment]
 
-    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:
         try:
-            return (self._whole if is_alone else self._shared).run(outputs, images_nhwc)
+            return (self._whole if is_spread else self._shared).run(outputs, images_nhwc)
         except RuntimeError as error:
             raise BackendError(
                 f"OpenVINO failed: {first_line(error)}.", "a mask", "Restart the service; check memory."
@@ -93,9 +94,10 @@ class _Network:
                 "INFERENCE_PRECISION_HINT": hint,
                 "INFERENCE_NUM_THREADS": threads,
                 "NUM_STREAMS": at_once,
-                # Threads that are not bound wait for each other when Linux puts two on one core, as after a pause
-                # between frames; where others may run on the same cores, binding would hold them up instead.
-                "ENABLE_CPU_PINNING": threads == len(list_cores()) == available_cores(),
+                # Threads of one inference that are not bound wait for each other when Linux puts two on one core, as
+                # after a pause between frames. Inferences of one thread wait for nobody, and must be able to make way
+                # for a decoder; so must all where others may run on the same cores.
+                "ENABLE_CPU_PINNING": at_once == 1 and threads == len(list_cores()) == available_cores(),
             },
         )
         used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()

@@ -102,7 +102,7 @@ class TensorRtBackend(EngineKeeper, GraphBackend):
         self._resources.close()
         self._engine = self._runtime = None
 
-    def _infer(self, outputs: list[str], images_nhwc: Images, is_alone: bool) -> list[NDArray[np.uint8]]:
+    def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:
         bind_thread()
         lane = self._idle.get()
         try:

@@ -26,6 +26,7 @@ from service.pipeline.pushed_stream import PushCallbacks
 from service.pipeline.stream_terms import StreamTerms
 from service.processors import available_cores
 from service.settings import Settings
+from service.streams.pushed import LOSSLESS_PUSHES
 from service.telemetry import Telemetry
 from service.wire import Codec
 
@@ -105,8 +106,13 @@ class _PipelineLoop:
 
     def __init__(self, bundle: Bundle, backend_name: str) -> None:
         self._failure: BaseException | None = None
+        settings = Settings()
         self._pipeline = Pipeline(
-            bundle, lambda: open_backend(backend_name, bundle), Settings(), Telemetry((1,)), self._fail
+            bundle,
+            lambda: open_backend(backend_name, bundle, batch_sizes=settings.batch_sizes),
+            settings,
+            Telemetry(settings.batch_sizes),
+            self._fail,
         )
         self._pipeline.start().result(_START_TIMEOUT_S)
         self._pipeline.warm_decoders()
@@ -116,7 +122,7 @@ class _PipelineLoop:
 
     def run(self, payloads: Sequence[bytes], codec: str, seconds: float) -> float:
         """Push without a pause to a lossless stream and take every mask; gives frames per second."""
-        room, answers = threading.Semaphore(1), threading.Semaphore(0)
+        room, answers = threading.Semaphore(LOSSLESS_PUSHES), threading.Semaphore(0)
         callbacks = PushCallbacks(
             on_lost=lambda sequence, error: self._fail(error),
             on_room=room.release,

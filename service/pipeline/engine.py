@@ -152,26 +152,29 @@ class Engine:
             for drop in taken.drops:
                 self._drop(drop)
             if taken.frames:
-                self._run(backend, batch_nhwc, taken.frames)
+                segmented = self._run(backend, batch_nhwc, taken.frames)
+                self._room.wait_turn(taken)
+                self._publish(segmented)
                 self._room.done(taken)
             elif not taken.drops and time.monotonic() >= probe_at:
                 self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
 
-    def _run(self, backend: Backend, batch_nhwc: np.ndarray, frames: Sequence[Frame]) -> None:
+    def _run(self, backend: Backend, batch_nhwc: np.ndarray, frames: Sequence[Frame]) -> list[SegmentedFrame]:
         taken_at = time.monotonic()
         for index, frame in enumerate(frames):
             frame.timeline.mark(Stage.WAIT, taken_at)
             batch_nhwc[index] = frame.canvas_hwc
         # Rows beyond the frames keep older pictures: their masks are never looked at.
         batch_size = next(size for size in backend.batch_sizes if size >= len(frames))
-        masks_nhw = backend.segment(batch_nhwc[:batch_size])
+        is_urgent = any(frame.deadline_at is not None for frame in frames)
+        masks_nhw = backend.segment(batch_nhwc[:batch_size], is_urgent=is_urgent)
         self.last_success_at = time.monotonic()
         self._telemetry.observe_batch(len(frames))
         segmented = []
         for frame, mask_hw in zip(frames, masks_nhw, strict=False):
             frame.timeline.mark(Stage.INFER, self.last_success_at)
             segmented.append(SegmentedFrame(frame, mask_hw.copy()))
-        self._publish(segmented)
+        return segmented
 
     def _run_golden(self, backend: Backend, batch_nhwc: np.ndarray, batch_size: int) -> None:
         """Fill a batch with the golden picture and compare every mask of it. Raises BackendError."""

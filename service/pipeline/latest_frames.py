@@ -121,12 +121,12 @@ class LatestFrames:
     ) -> Taken:
         """At most `limit` frames to run at the instant `now`, and the frames that would be sent too late.
 
-        `ahead_s` is the time that a frame taken now still needs before it is sent. The streams of `running` wait: their
-        last frame is not done, and the next must not overtake it.
+        `ahead_s` is the time that a frame taken now still needs before it is sent. The live streams of `running` wait:
+        their last frame is not done, and by then a newer one may have come.
         """
         frames: list[Frame] = []
         drops: list[Drop] = []
-        line = [stream_id for stream_id in self._turns if stream_id not in running]
+        line = [each for each in self._turns if each not in running or self._lanes[each].mode is Mode.EVERY]
         for stream_id in sorted(line, key=lambda stream_id: -self._lanes[stream_id].rank):
             if len(frames) == limit:
                 break

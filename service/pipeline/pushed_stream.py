@@ -26,7 +26,8 @@ class PushCallbacks:
     """What the owner of a pushed stream is told. Every one may be called in any thread.
 
     `on_lost(sequence, error)`: a frame gave no mask for a reason that its sender should know; `on_room`: a lossless
-    stream may push again, once for each push; `on_failure`: the stream cannot go on; `on_state(state, reason)`.
+    stream, which may push `LOSSLESS_PUSHES` times at first, may push once more; `on_failure`: the stream cannot go on;
+    `on_state(state, reason)`.
     """
 
     on_lost: Callable[[int, SurgsegError], None]
@@ -103,7 +104,7 @@ class PushedStream(LiveStream):
     def push(self, data: bytes, captured_at_us: int) -> int:
         """Take in one encoded picture that has arrived now; gives its sequence number. Never blocks.
 
-        Raises BufferError when the stream is lossless and `on_room` has not been called since the last push.
+        Raises BufferError when the stream is lossless and has no room, as `on_room` says.
         """
         sequence = self.ledger.receive()
         picture = PushedPicture(sequence, captured_at_us, time.monotonic(), data)

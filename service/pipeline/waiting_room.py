@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from service.frames import Frame, Stage
@@ -23,7 +24,8 @@ class WaitingRoom:
         self._lock = threading.Lock()
         self._has_frames = threading.Condition(self._lock)
         self._has_room = threading.Condition(self._lock)
-        self._running: set[str] = set()
+        self._is_turn = threading.Condition(self._lock)
+        self._running: dict[str, deque[Frame]] = {}  # what each stream gave that is not done, in order
         self._is_closed = False
 
     def add_stream(self, stream_id: str, mode: Mode, capacity: int = 1, priority: int = 0) -> None:
@@ -55,14 +57,16 @@ class WaitingRoom:
     def take(self, limit: int, timeout_s: float) -> Taken | None:
         """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed.
 
-        Their streams give no further frame until `done`, so that several engines keep each stream in order.
+        A live stream gives no further frame until `done`: by then a newer one may have come. A lossless one does, so
+        that it can use every engine, and `wait_turn` keeps it in order.
         """
         ends_at = self._clock() + timeout_s
         with self._lock:
             while not self._is_closed:
                 now = self._clock()
                 taken = self._frames.take(now, limit, self._costs.estimate_ahead(now), self._running)
-                self._running.update(frame.stream_id for frame in taken.frames)
+                for frame in taken.frames:
+                    self._running.setdefault(frame.stream_id, deque()).append(frame)
                 if taken.frames or taken.drops or now >= ends_at:
                     if taken.drops:
                         self._has_room.notify_all()
@@ -70,11 +74,23 @@ class WaitingRoom:
                 self._has_frames.wait(ends_at - now)
         return None
 
-    def done(self, taken: Taken) -> None:
-        """The frames taken have been run and handed on."""
+    def wait_turn(self, taken: Taken) -> None:
+        """Wait until what these streams gave before is done; whoever has the oldest of all never waits."""
         with self._lock:
-            self._running.difference_update(frame.stream_id for frame in taken.frames)
+            self._is_turn.wait_for(
+                lambda: all(self._running[frame.stream_id][0] is frame for frame in taken.frames)
+            )
+
+    def done(self, taken: Taken) -> None:
+        """The frames taken have been run and handed on, in turn."""
+        with self._lock:
+            for frame in taken.frames:
+                running = self._running[frame.stream_id]
+                running.popleft()
+                if not running:
+                    del self._running[frame.stream_id]
             self._has_frames.notify_all()
+            self._is_turn.notify_all()
 
     def finish(self, stream_id: str) -> None:
         """See `LatestFrames.finish`."""

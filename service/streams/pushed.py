@@ -14,6 +14,10 @@ from service.errors import InvalidPictureError, PayloadTooLargeError, SurgsegErr
 from service.frames import FittedFrame
 from service.streams.pictures import decode_fitted
 
+LOSSLESS_PUSHES = 4
+"""What a lossless stream may push before `on_room` is called. With one alone the decoder would idle until it has been
+told of the next."""
+
 
 @dataclass(frozen=True, slots=True)
 class PushedPicture:
@@ -26,13 +30,13 @@ class PushedPicture:
 
 
 class PushedPictures:
-    """One picture waits between the network and the decoder.
+    """Where pictures wait between the network and the decoder.
 
     `is_lossless` says what becomes of a picture that finds another one waiting: False, the newer one takes
-    its place, so that a stream that comes faster than it can be decoded stays live; True, `push` refuses,
-    and the caller must wait for `on_room`. Pictures that cannot be decoded go to `on_undecodable`, and the
-    stream goes on. Both callbacks are called in the reader's thread. `push` and `close` may be called from
-    any thread.
+    its place, so that a stream that comes faster than it can be decoded stays live; True, up to `LOSSLESS_PUSHES`
+    wait, `push` refuses more, and the caller must wait for `on_room`. Pictures that cannot be decoded go to
+    `on_undecodable`, and the stream goes on. Both callbacks are called in the reader's thread. `push` and `close`
+    may be called from any thread.
     """
 
     def __init__(
@@ -60,14 +64,14 @@ class PushedPictures:
     def push(self, picture: PushedPicture) -> PushedPicture | None:
         """Hand a picture over; gives the one that will not be decoded for it, which may be this one.
 
-        Raises BufferError when the stream is lossless and a picture is waiting.
+        Raises BufferError when the stream is lossless and has no room.
         """
         with self._changed:
             if self._is_closed:
                 return picture
-            if self._waiting and self._is_lossless:
-                raise BufferError("a picture is waiting, and this stream may not lose it")
-            superseded = self._waiting.popleft() if self._waiting else None
+            if self._is_lossless and len(self._waiting) >= LOSSLESS_PUSHES:
+                raise BufferError("pictures are waiting, and this stream may not lose them")
+            superseded = self._waiting.popleft() if self._waiting and not self._is_lossless else None
             self._waiting.append(picture)
             self._changed.notify()
         return superseded

@@ -14,7 +14,7 @@ from service.streams.decoded_video import DecodedVideo, DecoderLostError, Stream
 from service.streams.decoder_messages import TAKEN, DropMessage, Event, FrameMessage, pack_unit
 from service.streams.decoder_process import DecoderPool
 from service.streams.decoder_terms import DecoderTerms
-from service.streams.pushed import PushedPicture
+from service.streams.pushed import LOSSLESS_PUSHES, PushedPicture
 from service.streams.restarts import Restarts
 
 # More than this waiting to be sent to a decoder that does not read means that it hangs or that the client floods it.
@@ -55,13 +55,13 @@ class PushedVideo(DecodedVideo):
     def push(self, unit: PushedPicture) -> PushedPicture | None:
         """Hand a unit over; gives it back when the stream is closed. Never waits.
 
-        Raises BufferError when the stream is lossless and the decoder has not taken the unit before.
+        Raises BufferError when the stream is lossless and the decoder has `LOSSLESS_PUSHES` units to take.
         """
         with self._changed:
             if self._is_closed:
                 return unit
-            if self._is_lossless and self._untaken:
-                raise BufferError("a unit is waiting, and this stream may not lose it")
+            if self._is_lossless and len(self._untaken) >= LOSSLESS_PUSHES:
+                raise BufferError("units are waiting, and this stream may not lose them")
             lost = self._admit(unit)
         if lost is not None:
             self._lose(unit.sequence, *lost)

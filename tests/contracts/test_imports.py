@@ -50,7 +50,11 @@ VIOLATIONS = [
         "import service.pipeline",
     ),
     ("no torch under service", "service/contract/masks.py", "import torch"),
-    ("web framework only in service.api, service.app and service.server", "service/telemetry.py", "import fastapi"),
+    (
+        "web framework only in service.api, service.app and service.server",
+        "service/telemetry.py",
+        "import fastapi",
+    ),
     (
         "methods do not import each other",
         "training/methods/stray.py",

@@ -31,7 +31,7 @@ from service.errors import BackendError
 
 class Fragile(FakeBackend):
     name = "fragile"
-    def segment(self, images_nhwc):
+    def segment(self, images_nhwc, *, is_urgent=True):
         time.sleep(float(Path("DELAY").read_text()))
         if Path("FAULT").exists():
             raise BackendError("The device is gone.", "a mask", "Restart the service.")

@@ -47,24 +47,41 @@ def test_frames_of_several_streams_share_a_padded_batch(make_rig: Callable[..., 
     assert rig.metric("surgseg_batch_size_sum") == 4, "padding is not counted"
 
 
-def test_streams_run_at_once_where_the_backend_can_but_never_two_frames_of_one(
+def test_streams_run_at_once_where_the_backend_can_but_never_two_frames_of_a_live_one(
     make_rig: Callable[..., Rig],
 ) -> None:
     rig = make_rig(batch_sizes=(1, 2), concurrency=2)
     rig.backend.hold()
-    first, first_mailbox = rig.open(Mode.EVERY)
-    for brightness in (200, 20, 210):
-        rig.push_lossless(first, picture(brightness), brightness)
+    first, first_mailbox = rig.open()
+    first.push(picture(200), 1)
     assert rig.backend.entered.wait(WAIT_S)
+    first.push(picture(20), 2)
     time.sleep(0.1)
     assert rig.backend.inside == 1, "the second frame waits for the first"
     second, second_mailbox = rig.open()
     second.push(picture(0), 0)
     eventually(lambda: rig.backend.inside == 2)
     rig.backend.gate.set()
-    eventually(lambda: len(first_mailbox) == 3 and len(second_mailbox) == 1)
-    answers = [first_mailbox.take() for _ in range(3)]
-    assert [answer.segmented.frame.captured_at_us for answer in answers if answer] == [200, 20, 210]
+    eventually(lambda: first.ledger.segmented == 2 and len(second_mailbox) == 1)
+    answer = first_mailbox.take()
+    assert answer is not None
+    assert answer.segmented.frame.captured_at_us == 2
+
+
+def test_a_lossless_stream_uses_every_engine_and_keeps_its_order(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(batch_sizes=(1, 2), concurrency=2)
+    rig.backend.urgent.clear()
+    rig.backend.slow_first.set()
+    rig.backend.hold()
+    stream, mailbox = rig.open(Mode.EVERY)
+    for number in range(3):
+        rig.push_lossless(stream, picture(200), number)
+    eventually(lambda: rig.backend.inside == 2)
+    rig.backend.gate.set()  # now the second frame's inference ends before the first's
+    eventually(lambda: len(mailbox) == 3)
+    answers = [mailbox.take() for _ in range(3)]
+    assert [answer.segmented.frame.captured_at_us for answer in answers if answer] == [0, 1, 2]
+    assert rig.backend.urgent == [False] * 3, "nobody waits for a frame of a file"
 
 
 def test_calls_made_at_once_are_proven_before_the_first_frame(make_rig: Callable[..., Rig]) -> None:

@@ -20,7 +20,7 @@ from service.pipeline.ledger import Ledger
 from service.pipeline.subscription import Answer, Subscription
 from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
-from service.streams.pushed import PushedPicture, PushedPictures
+from service.streams.pushed import LOSSLESS_PUSHES, PushedPicture, PushedPictures
 from service.telemetry import Telemetry
 
 WAIT_S = 20.0
@@ -253,14 +253,15 @@ def test_a_newer_picture_takes_the_place_of_one_that_waits() -> None:
     assert source.push(late) is late
 
 
-def test_a_lossless_source_refuses_a_second_picture_until_it_says_there_is_room() -> None:
+def test_a_lossless_source_refuses_more_than_its_share_until_it_says_there_is_room() -> None:
     source, _, rooms = make_source(is_lossless=True)
     good = cv2.imencode(".png", np.zeros((5, 6, 3), np.uint8))[1].tobytes()
-    source.push(pushed(1, good))
+    for sequence in range(1, LOSSLESS_PUSHES + 1):
+        source.push(pushed(sequence, good))
     with pytest.raises(BufferError):
-        source.push(pushed(2, good))
+        source.push(pushed(9, good))
     frames = source.frames()
     assert next(frames).sequence == 1
     assert rooms == [1]
-    source.push(pushed(2, good))
-    assert next(frames).sequence == 2
+    source.push(pushed(9, good))
+    assert [next(frames).sequence for _ in range(LOSSLESS_PUSHES)] == [*range(2, LOSSLESS_PUSHES + 1), 9]

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import time
 from typing import Any, SupportsInt
 
 import tensorrt as trt
 from tqdm import tqdm
 
+_LINES_APART_S = 10.0
+
 
 class BuildProgress(trt.IProgressMonitor):
-    """A bar for each phase of a build, those within another below it. TensorRT calls it from any of its threads."""
+    """A bar for each phase of a build, those within another below it; where stderr is no terminal, as in a container,
+    a line at most every ten seconds. TensorRT calls it from any of its threads."""
 
     def __init__(self) -> None:
         trt.IProgressMonitor.__init__(self)
         self._lock = threading.Lock()
         self._bars: dict[str, Any] = {}
         self._depths: dict[str, int] = {}
+        self._totals: dict[str, int] = {}
+        self._said_at = time.monotonic()
         self._is_stopped = False
 
     def stop(self) -> None:
@@ -32,6 +39,7 @@ class BuildProgress(trt.IProgressMonitor):
         with self._lock:
             depth = 0 if parent_phase is None else self._depths.get(parent_phase, -1) + 1
             self._depths[phase_name] = depth
+            self._totals[phase_name] = int(num_steps)
             self._bars[phase_name] = tqdm(
                 total=int(num_steps), desc=phase_name, position=depth, leave=False, disable=None
             )
@@ -42,6 +50,7 @@ class BuildProgress(trt.IProgressMonitor):
             bar = self._bars.get(phase_name)
             if bar is not None:
                 bar.update(int(step) + 1 - bar.n)
+            self._say(phase_name, int(step) + 1)
         return not self._is_stopped
 
     def phase_finish(self, phase_name: str) -> None:
@@ -51,3 +60,10 @@ class BuildProgress(trt.IProgressMonitor):
             bar = self._bars.pop(phase_name, None)
             if bar is not None:
                 bar.close()
+
+    def _say(self, phase_name: str, done: int) -> None:
+        now = time.monotonic()
+        if sys.stderr.isatty() or now - self._said_at < _LINES_APART_S:
+            return
+        self._said_at = now
+        print(f"{phase_name}: {done} of {self._totals.get(phase_name, done)}", file=sys.stderr, flush=True)

@@ -108,6 +108,21 @@ def test_ctrl_c_ends_the_build_at_its_next_step(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_build_without_a_terminal_says_in_lines_how_far_it_is(
+    gpu: FakeTensorRt,
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert build(small_bundle, tmp_path / "soon") == 0
+    assert "Tactics" not in capsys.readouterr().err, "ten seconds have not passed"
+    monkeypatch.setattr("model_export.build_progress._LINES_APART_S", 0.0)
+    assert build(small_bundle, tmp_path / "slow") == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "Tactics" in line] == ["Tactics: 1 of 2", "Tactics: 2 of 2"]
+
+
 def test_a_timing_cache_of_another_machine_is_not_used(
     gpu: FakeTensorRt, small_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,69 @@
+# surgseg on NVIDIA GPUs: CUDA 13 and TensorRT come as Python packages, the driver from the host's container toolkit.
+# Before it serves it builds the engine of its bundle, into the volume /var/lib/surgseg. See docs/containers.md.
+#   docker build -f docker/service-gpu.Dockerfile -t surgseg-gpu:0.1.0 .
+
+FROM debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe6fe859fe64d6990e4b07ea4171 AS base
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends python3 \
+    && rm -rf /var/lib/apt/lists/* \
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin surgseg \
+    && install --directory --owner=10001 --group=10001 --mode=700 /var/lib/surgseg
+
+FROM base AS tools
+ARG UV_VERSION=0.13.9
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates python3-venv \
+    && rm -rf /var/lib/apt/lists/* \
+    && python3 -m venv /opt/uv \
+    && /opt/uv/bin/pip install --no-cache-dir "uv==${UV_VERSION}"
+ENV PATH=/opt/uv/bin:/usr/bin:/bin UV_LINK_MODE=copy
+WORKDIR /source
+COPY pyproject.toml constraints.txt docker/gpu-constraints.txt ./
+RUN python3 -m venv --without-pip /opt/surgseg
+
+# ONNX Runtime with CUDA first and TensorRT second: each is gigabytes, and a failure of one need not fetch both again.
+FROM tools AS libraries
+RUN uv pip install --no-cache --compile-bytecode --python /opt/surgseg/bin/python \
+    --constraints constraints.txt --constraints gpu-constraints.txt \
+    -r pyproject.toml "onnxruntime-gpu[cuda,cudnn]" cuda-bindings
+RUN uv pip install --no-cache --compile-bytecode --python /opt/surgseg/bin/python \
+    --constraints constraints.txt --constraints gpu-constraints.txt \
+    -r pyproject.toml --extra gpu
+
+# Both environments lie in the same place, so that the one can be laid over the other.
+FROM tools AS code
+COPY LICENSE README.md ./
+COPY service/ service/
+COPY model_export/ model_export/
+RUN uv pip install --no-cache --compile-bytecode --python /opt/surgseg/bin/python \
+    --build-constraints constraints.txt --no-deps . \
+    && rm /opt/surgseg/bin/surgseg-train /opt/surgseg/bin/surgseg-export
+
+FROM base
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="surgseg-gpu" \
+    org.opencontainers.image.description="Real-time surgical video segmentation, on NVIDIA GPUs" \
+    org.opencontainers.image.version="0.1.0" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.base.name="docker.io/library/debian:bookworm-20260824-slim"
+COPY --from=libraries /opt/surgseg /opt/surgseg
+COPY --from=code /opt/surgseg /opt/surgseg
+COPY --chmod=755 docker/probe.py /usr/local/bin/surgseg-probe
+COPY --chmod=755 docker/build_engine.sh /usr/local/bin/build-engine
+COPY --chmod=755 docker/serve_gpu.sh /usr/local/bin/serve-gpu
+ENV PATH=/opt/surgseg/bin:/usr/local/bin:/usr/bin:/bin \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    SURGSEG_HOST=0.0.0.0 \
+    SURGSEG_BACKEND=tensorrt \
+    SURGSEG_BATCH_SIZES=1,2,4,8 \
+    SURGSEG_ENGINES=/var/lib/surgseg/engines
+USER 10001:10001
+VOLUME ["/var/lib/surgseg"]
+EXPOSE 8000
+# A build takes minutes: until half an hour has passed, not to be ready is no failure.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 CMD ["surgseg-probe", "ready"]
+ENTRYPOINT ["serve-gpu"]

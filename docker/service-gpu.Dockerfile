@@ -57,6 +57,7 @@ ENV PATH=/opt/surgseg/bin:/usr/local/bin:/usr/bin:/bin \
     PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility \
+    CUDA_CACHE_PATH=/var/lib/surgseg/cuda \
     SURGSEG_HOST=0.0.0.0 \
     SURGSEG_BACKEND=tensorrt \
     SURGSEG_BATCH_SIZES=1,2,4,8 \

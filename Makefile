@@ -12,7 +12,7 @@ BIN     := $(VENV)/bin
 FULL    := $(VENV)/.surgseg-full
 SERVICE := $(VENV)/.surgseg-service
 PINS    := pyproject.toml constraints.txt
-CODE    := service training model_export tests
+CODE    := service training model_export docker tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

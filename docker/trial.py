@@ -6,42 +6,31 @@
 As root, with debootstrap. The steps are those of the Dockerfile itself. The base is Debian's smallest root of the same
 release, not the image that FROM names: its digest is not checked, and what the image lacks of that root is not seen.
 `--serve` starts the image as a hardened container (no root, no capability, nothing to write to but its volumes), waits
-for its health check, posts the default bundle's golden picture, compares the mask, and stops it.
+for its health check, posts the default bundle's golden picture, compares the mask, pushes H.264, and stops it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import cv2
-import numpy as np
-
-from docker.clean_root import Mounts, Running, Task, make_base, measure, run
+from docker.clean_root import Mounts, Task, make_base, measure, run
+from docker.container import Container, TrialError
 from docker.steps import Settings, Stage, Step, read_context, read_copy, read_stages
 
 _REPOSITORY = Path(__file__).resolve().parents[1]
-_GOLDEN = _REPOSITORY / "service/bundles/default/golden"
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_START_S, _STOP_S = 120.0, 30.0
 _MEBIBYTE = 2**20
 
 
-class TrialError(Exception):
-    """A step that failed, or an image that does not do what it should."""
-
-
 class Builder:
-    """Makes a root of every stage; what was there is made anew. `mounts` and `environment` are for the steps only."""
+    """Makes a root of every stage and keeps that of the last. `mounts` and `environment` are for the steps only."""
 
     def __init__(self, work: Path, mounts: Mounts, environment: dict[str, str]) -> None:
         self._work = work
@@ -68,7 +57,10 @@ class Builder:
                     self._settings[stage.name].apply(step)
                     continue
                 print(f"    {time.monotonic() - began_at:.0f} s", flush=True)
-        return self._roots[stages[-1].name], self._settings[stages[-1].name]
+        last = self._roots.pop(stages[-1].name)
+        for root in self._roots.values():
+            shutil.rmtree(root)
+        return last, self._settings[stages[-1].name]
 
     def _start(self, stage: Stage) -> None:
         before = self._settings.get(stage.base)
@@ -131,68 +123,6 @@ def _suite_of(image: str) -> str:
     return found.group(1)
 
 
-@contextmanager
-def _volumes_of(settings: Settings, root: Path) -> Iterator[dict[str, Path]]:
-    """A folder for each volume of the image, that belongs to whom it belongs in the image."""
-    with tempfile.TemporaryDirectory(prefix="surgseg-volumes-") as folder:
-        volumes = {}
-        for number, inside in enumerate(settings.volumes):
-            volumes[inside] = Path(folder, str(number))
-            subprocess.run(["cp", "-a", str(root / inside.lstrip("/")), str(volumes[inside])], check=True)
-        Path(folder).chmod(0o755)
-        yield volumes
-
-
-def _serve(root: Path, settings: Settings, port: int, temporary: list[str], changed: dict[str, str]) -> None:
-    """Start the image, wait until it is healthy, have a picture segmented, stop it. Raises TrialError."""
-    environment = {**settings.environment, "SURGSEG_HOST": "127.0.0.1", "SURGSEG_PORT": str(port), **changed}
-    task = Task([*settings.entry, *settings.command], settings.user, settings.folder, environment)
-    with _volumes_of(settings, root) as volumes:
-        mounts = Mounts(volumes=volumes, temporary=temporary, is_sealed=True)
-        began_at = time.monotonic()
-        container = Running(root, task, mounts)
-        try:
-            _wait_until_healthy(container, settings.health)
-            print(f"healthy after {time.monotonic() - began_at:.1f} s", flush=True)
-            print(_segment(f"http://127.0.0.1:{port}"), flush=True)
-            idle = container.execute(["surgseg-probe", "idle", "--least-s", "0"])
-            print(f"surgseg-probe idle: {idle.returncode} {idle.stderr.strip()}", flush=True)
-        finally:
-            asked_at = time.monotonic()
-            code = container.stop(_STOP_S)
-    print(f"SIGTERM: exit code {code} after {time.monotonic() - asked_at:.1f} s", flush=True)
-    if code != 0 or idle.returncode != 0:
-        raise TrialError("The container did not end as it should.")
-
-
-def _wait_until_healthy(container: Running, health: list[str]) -> None:
-    ends_at = time.monotonic() + _START_S
-    while time.monotonic() < ends_at:
-        if not container.is_running():
-            raise TrialError("The container ended before it was healthy.")
-        found = container.execute(health)
-        if found.returncode == 0:
-            return
-        time.sleep(1.0)
-    raise TrialError(f"The container was not healthy within {_START_S:g} s: {found.stderr.strip()}")
-
-
-def _segment(url: str) -> str:
-    """Post the golden picture, compare the mask with the golden one. Raises TrialError where they differ."""
-    body = (_GOLDEN / "image.png").read_bytes()
-    request = urllib.request.Request(f"{url}/v1/segment?mask=png", data=body, method="POST")
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        mask_hw = cv2.imdecode(np.frombuffer(answer.read(), np.uint8), cv2.IMREAD_UNCHANGED)
-        timing = answer.headers["Server-Timing"]
-    golden_hw = cv2.imread(str(_GOLDEN / "mask.png"), cv2.IMREAD_UNCHANGED)
-    if mask_hw.shape != golden_hw.shape:
-        raise TrialError(f"The mask is {mask_hw.shape}, the golden one {golden_hw.shape}.")
-    equal = float((mask_hw == golden_hw).mean())
-    if equal < 0.999:
-        raise TrialError(f"{equal:.4%} of the labels are those of the golden mask.")
-    return f"{equal:.4%} of the golden mask's labels; {timing}"
-
-
 def _read_mount(text: str) -> tuple[str, Path]:
     outside, _, inside = text.partition(":")
     return inside or outside, Path(outside).resolve()
@@ -213,9 +143,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="for what is started"
     )
+    parser.add_argument(
+        "--mount", action="append", default=[], metavar="PATH[:INSIDE]", help="for what is started, read-only"
+    )
     parser.add_argument("--tmp", action="append", default=[], metavar="DIR", help="a folder in memory for it")
     parser.add_argument(
-        "--run", nargs=argparse.REMAINDER, default=[], metavar="ARGUMENT", help="run the entry point with these"
+        "--run",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="ARGUMENT",
+        help="run the entry point with these",
     )
     return parser.parse_args(arguments)
 
@@ -223,7 +160,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     """Try an image; gives 0, or 1 with a line that says what failed."""
     chosen = _parse(arguments)
-    changed = dict(pair.split("=", 1) for pair in chosen.set)
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        print(
+            "docker.trial: it needs root and debootstrap; on Debian: apt-get install debootstrap",
+            file=sys.stderr,
+        )
+        return 1
     work = chosen.work / chosen.dockerfile.stem
     work.mkdir(parents=True, exist_ok=True)
     lent = Mounts(lent=dict(map(_read_mount, chosen.lend)))
@@ -235,24 +177,21 @@ def main(arguments: list[str] | None = None) -> int:
             f"size: {measure(root) / _MEBIBYTE:.0f} MiB, of which the base is {base / _MEBIBYTE:.0f}",
             flush=True,
         )
+        container = Container(
+            root,
+            settings,
+            temporary=chosen.tmp,
+            mounted=dict(map(_read_mount, chosen.mount)),
+            changed=dict(pair.split("=", 1) for pair in chosen.set),
+        )
         if chosen.serve:
-            _serve(root, settings, chosen.port, chosen.tmp, changed)
+            container.serve(chosen.port)
         if chosen.run:
-            return _start(root, settings, chosen.run, chosen.tmp, changed)
-    except (TrialError, ValueError) as error:
+            return container.run(chosen.run)
+    except (TrialError, ValueError, OSError, subprocess.SubprocessError) as error:
         print(f"docker.trial: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _start(
-    root: Path, settings: Settings, command: list[str], temporary: list[str], changed: dict[str, str]
-) -> int:
-    """Run the entry point with arguments to its end; gives its exit code."""
-    environment = {**settings.environment, **changed}
-    task = Task([*settings.entry, *command], settings.user, settings.folder, environment)
-    with _volumes_of(settings, root) as volumes:
-        return run(root, task, Mounts(volumes=volumes, temporary=temporary, is_sealed=True))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ import pytest
 from service.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md")])
+FOLDERS = (REPOSITORY / "docs", REPOSITORY / "deploy")
+DOCUMENTS = sorted([*REPOSITORY.glob("*.md"), *(path for each in FOLDERS for path in each.rglob("*.md"))])
 COMMANDS = {
     "surgseg": "service.__main__",
     "surgseg-train": "training.__main__",

@@ -11,6 +11,7 @@ import argparse
 import http.client
 import os
 import re
+import ssl
 import sys
 import time
 from pathlib import Path
@@ -77,7 +78,14 @@ def _get(path: str, token: Path) -> tuple[int, str]:
     """The status and the body of an answer. Raises OSError, HTTPException or ValueError where there is none."""
     port = int(os.environ.get("SURGSEG_PORT", "8000"))
     headers = {"Authorization": f"Bearer {token.read_text('ascii').strip()}"} if token.exists() else {}
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
+    connection: http.client.HTTPConnection
+    if os.environ.get("SURGSEG_TLS_CERTIFICATE"):
+        # The certificate is for another name than 127.0.0.1, and nobody else can answer there.
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", port, timeout=_TIMEOUT_S, context=ssl._create_unverified_context()
+        )
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", path, headers=headers)
         answer = connection.getresponse()

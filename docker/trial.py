@@ -30,12 +30,14 @@ _MEBIBYTE = 2**20
 
 
 class Builder:
-    """Makes a root of every stage and keeps that of the last. `mounts` and `environment` are for the steps only."""
+    """Makes a root of every stage and keeps that of the last. `mounts` and `environment` are for the steps only; a RUN
+    that holds the text `omitted` is left out."""
 
-    def __init__(self, work: Path, mounts: Mounts, environment: dict[str, str]) -> None:
+    def __init__(self, work: Path, mounts: Mounts, environment: dict[str, str], omitted: str | None) -> None:
         self._work = work
         self._mounts = mounts
         self._environment = environment
+        self._omitted = omitted
         self._context = read_context(_REPOSITORY / ".dockerignore")
         self._roots: dict[str, Path] = {}
         self._settings: dict[str, Settings] = {}
@@ -49,7 +51,9 @@ class Builder:
                     f"--- {stage.name}, line {step.line}: {step.instruction} {step.value[:150]}", flush=True
                 )
                 began_at = time.monotonic()
-                if step.instruction == "RUN":
+                if self._omitted and self._omitted in step.value and step.instruction == "RUN":
+                    print("    LEFT OUT", flush=True)
+                elif step.instruction == "RUN":
                     self._run(stage, step.value)
                 elif step.instruction == "COPY":
                     self._copy(stage, step)
@@ -138,6 +142,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--lend", action="append", default=[], metavar="PATH[:INSIDE]", help="for the steps, read-only"
     )
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="for the steps")
+    parser.add_argument("--omit", metavar="TEXT", help="leave out the RUN that holds this, and say so")
     parser.add_argument("--serve", action="store_true", help="start the image and have it segment a picture")
     parser.add_argument("--port", type=int, default=18000, help="for --serve (%(default)s)")
     parser.add_argument(
@@ -170,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
     work.mkdir(parents=True, exist_ok=True)
     lent = Mounts(lent=dict(map(_read_mount, chosen.lend)))
     try:
-        builder = Builder(work, lent, dict(pair.split("=", 1) for pair in chosen.env))
+        builder = Builder(work, lent, dict(pair.split("=", 1) for pair in chosen.env), chosen.omit)
         root, settings = builder.build(read_stages(chosen.dockerfile))
         base = measure(work / _suite_of(read_stages(chosen.dockerfile)[0].base))
         print(

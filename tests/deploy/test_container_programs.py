@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -26,6 +30,9 @@ class Answers(ThreadingHTTPServer):
         self.status = 200
         self.bodies = [""]
         self.tokens: list[str | None] = []
+
+    def handle_error(self, *_: object) -> None:
+        """Who speaks plainly to TLS is one of the tests."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,6 +90,23 @@ def test_a_token_is_sent_where_there_is_one(answers: Answers, tmp_path: Path) ->
     assert "put a token with the scope view into /nowhere" in refused.stderr
 
 
+def test_a_service_with_a_certificate_is_asked_by_tls(
+    answers: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not here")
+    key, certificate = str(tmp_path / "key.pem"), str(tmp_path / "certificate.pem")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
+    files = ["-subj", "/CN=or-7", "-keyout", key, "-out", certificate]
+    subprocess.run([*made, *files], check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    answers.socket = context.wrap_socket(answers.socket, server_side=True)
+    assert probe(answers.server_port, "ready").returncode == 1
+    monkeypatch.setenv("SURGSEG_TLS_CERTIFICATE", certificate)
+    assert probe(answers.server_port, "ready").returncode == 0
+
+
 @pytest.mark.parametrize("command", ["ready", "idle"])
 def test_nobody_there_is_no_traceback(command: str) -> None:
     options = ["--least-s", "0"] if command == "idle" else []
@@ -121,7 +145,9 @@ def write_program(path: Path, line: str) -> None:
 def serve_gpu(programs: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [str(REPOSITORY / "docker" / "serve_gpu.sh"), *arguments]
     environment = {"PATH": f"{programs}:/usr/bin:/bin"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def test_a_gpu_container_builds_first_and_then_serves(programs: Path) -> None:
@@ -138,15 +164,19 @@ def test_without_an_engine_nothing_is_served(programs: Path) -> None:
     assert process.returncode == 2
 
 
-def test_a_build_is_ended_by_sigterm(programs: Path) -> None:
-    write_program(programs / "build-engine", "echo building; exec sleep 60")
+def test_a_build_is_told_of_sigterm(programs: Path) -> None:
+    line = "trap 'echo told; exit 143' TERM; echo building; while :; do sleep 0.1; done"
+    write_program(programs / "build-engine", line)
     process = serve_gpu(programs)
     assert process.stdout is not None
-    assert process.stdout.readline() == "building\n"
-    process.terminate()
-    assert process.wait(timeout=20) != 0
-    assert process.stdout.read() == "", "neither served nor built"
-    process.stdout.close()
+    try:
+        assert process.stdout.readline() == "building\n"
+        process.terminate()
+        assert process.communicate(timeout=10)[0] == "told\n", "nothing is served"
+        assert process.returncode != 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_engine_is_built_for_what_is_served(tmp_path: Path) -> None:

@@ -51,7 +51,6 @@ ENV PATH=/opt/surgseg/bin:/usr/local/bin:/usr/bin:/bin \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001
-WORKDIR /runs
 # A training ends by itself; whether it comes on is in its log.
 HEALTHCHECK NONE
 ENTRYPOINT ["surgseg-train"]

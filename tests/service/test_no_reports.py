@@ -11,7 +11,9 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-OPEN_A_SESSION = "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+OPEN_A_SESSION = (
+    "import onnxruntime, sys; onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+)
 
 
 @pytest.mark.parametrize(

@@ -150,6 +150,7 @@ async def _start(
         precision=backend.precision,
         runtime_version=backend.version,
         sha256=pipeline.bundle.hash_of(backend.precision),
+        fingerprint=pipeline.bundle.fingerprint,
     )
     pipeline.warm_decoders()
     # in a thread of its own: nobody has to wait for it, and until it knows something all are admitted

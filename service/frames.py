@@ -38,6 +38,17 @@ class DropReason(StrEnum):
     """Its decoder crashed, hung or was killed while it held the frame."""
 
 
+class DecoderLoss(StrEnum):
+    """Why a stream's decoder process was given up and another one started."""
+
+    ENDED = "ended"
+    """It crashed, was killed or ran out of memory, said nonsense, or could not be started."""
+    HUNG = "hung"
+    """It was silent over its work for too long."""
+    SOURCE = "source"
+    """The process was sound: its source is silent, has closed, or cannot be opened or read."""
+
+
 @dataclass(slots=True)
 class Timeline:
     """When a frame came, and when each of its stages ended, in seconds of the monotonic clock.

@@ -12,7 +12,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from enum import StrEnum
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,17 +26,33 @@ from prometheus_client import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
-from service.frames import DropReason, Stage, Timeline
+from service.frames import DecoderLoss, DropReason, Stage, Timeline
+from service.gauges import CoreGauges, DecoderGauges, StreamGauges, StreamSight
+from service.processes import Usage
 
 IMAGES_LABEL = "images"
 FPS_WINDOW_S = 2.0
-# A frame at 60 fps lasts 16.7 ms and at 25 fps 40 ms, so the buckets are close together around those.
+# A frame at 60 fps lasts 16.7 ms and at 25 fps 40 ms, so the buckets are close together around those. One ends at the
+# promised 50 ms, so that how many frames kept the promise is exact.
 BUCKETS_S = (
     *(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.0125, 0.0167),
-    *(0.02, 0.025, 0.0333, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0),
+    *(0.02, 0.025, 0.0333, 0.04, 0.05, 0.06, 0.1, 0.2, 0.5, 1.0),
 )  # fmt: skip
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody looks at
+
+
+class Refusal(StrEnum):
+    """Why somebody was turned away who might be served at another time, or by another machine."""
+
+    OVERLOADED = "overloaded"
+    """One more stream would have made the others late."""
+    EVICTED = "evicted"
+    """A stream was closed again in its first seconds because it made the others late."""
+    MAX_STREAMS = "max_streams"
+    """As many streams were open as the settings allow."""
+    MAX_REQUESTS = "max_requests"
+    """As many posted pictures were worked on as the settings allow."""
 
 
 class Telemetry:
@@ -49,7 +66,13 @@ class Telemetry:
         self._dropped = self._count("frames_dropped", "Frames that got no mask, by cause.", "reason")
         self._skipped = self._count("viewer_skipped", "Masks that a slow viewer did not get.")
         self._fps = self._gauge("stream_fps", f"Masks per second over the last {FPS_WINDOW_S:g} s.", "stream")
-        self._streams = self._gauge("streams", "Streams open now.")
+        self._restarts = self._count(
+            "decoder_restarts", "Decoders lost and started again, by cause.", "cause"
+        )
+        refusals = Counter(
+            "surgseg_refusals", "Streams and pictures turned away.", ["reason"], registry=self.registry
+        )
+        self._refusals = {reason: refusals.labels(reason) for reason in Refusal}
         self._ready = self._gauge("ready", "1 while a recent inference has succeeded.")
         self._stage_s = self._time("stage_seconds", "Time of one frame in each stage.", "stage")
         self._frame_s = self._time("frame_seconds", "From a frame's arrival to its encoded mask.", "stream")
@@ -67,9 +90,21 @@ class Telemetry:
         """Ask `is_ready` at every scrape for `surgseg_ready`."""
         self._ready.set_function(is_ready)
 
-    def watch_streams(self, count: Callable[[], int]) -> None:
-        """Ask `count` at every scrape for `surgseg_streams`."""
-        self._streams.set_function(count)
+    def watch_streams(self, look: Callable[[], Iterable[StreamSight]], states: Sequence[str]) -> None:
+        """Ask `look` at every scrape for what the open streams do; once."""
+        self.registry.register(StreamGauges(look, states))
+
+    def watch_decoders(self, look: Callable[[], Usage]) -> None:
+        """Ask `look` at every scrape for what the decoders use; once."""
+        self.registry.register(DecoderGauges(look))
+
+    def watch_admission(self, look: Callable[[], tuple[float, float]]) -> None:
+        """Ask `look` at every scrape for the cores in use and the cores that may be; once."""
+        self.registry.register(CoreGauges(look))
+
+    def count_refusal(self, reason: Refusal) -> None:
+        """Somebody was turned away."""
+        self._refusals[reason].inc()
 
     def observe_batch(self, size: int) -> None:
         """Count one inference over `size` frames (padding left out)."""
@@ -87,13 +122,17 @@ class Telemetry:
             segmented=self._segmented.labels(label),
             dropped={reason: self._dropped.labels(label, reason) for reason in DropReason},
             skipped=self._skipped.labels(label),
+            restarts={loss: self._restarts.labels(label, loss) for loss in DecoderLoss},
             frame_s=self._frame_s.labels(label),
             fps=self._fps,
             telemetry=self,
         )
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """The metrics in the text format that suits an `Accept` header, and its content type."""
+        """The metrics in the text format that suits an `Accept` header, and its content type.
+
+        It looks at every decoder process, a millisecond or so each: not for the event loop.
+        """
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
@@ -118,6 +157,7 @@ class StreamMeter:
         segmented: Counter,
         dropped: dict[DropReason, Counter],
         skipped: Counter,
+        restarts: dict[DecoderLoss, Counter],
         frame_s: Histogram,
         fps: Gauge,
         telemetry: Telemetry,
@@ -127,11 +167,13 @@ class StreamMeter:
         self._segmented = segmented
         self._dropped = dropped
         self._skipped = skipped
+        self._restarts = restarts
         self._frame_s = frame_s
         self._fps = fps
         self._telemetry = telemetry
         self._lock = threading.Lock()
         self._segmented_at: deque[float] = deque()
+        self._last_mask_at = time.monotonic()
         fps.labels(label).set_function(self.measure_fps)
 
     def count_received(self) -> None:
@@ -145,6 +187,7 @@ class StreamMeter:
             self._telemetry.observe_stage(stage, seconds)
         with self._lock:
             self._segmented_at.append(timeline.ended_at)
+            self._last_mask_at = timeline.ended_at
             self._forget(timeline.ended_at)
 
     def count_dropped(self, reason: DropReason) -> None:
@@ -152,6 +195,13 @@ class StreamMeter:
 
     def count_skipped(self) -> None:
         self._skipped.inc()
+
+    def count_restart(self, loss: DecoderLoss) -> None:
+        self._restarts[loss].inc()
+
+    def measure_mask_age(self) -> float:
+        """Seconds since the last mask, or since the meter began."""
+        return time.monotonic() - self._last_mask_at
 
     def measure_fps(self) -> float:
         """Masks per second over the last `FPS_WINDOW_S`; falls to 0 when the stream stalls."""

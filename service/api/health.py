@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
@@ -65,5 +67,5 @@ async def model(request: Request) -> ServedModel:
 @router.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
 async def metrics(request: Request) -> Response:
     telemetry: Telemetry = request.app.state.telemetry
-    body, content_type = telemetry.render(request.headers.get("accept", ""))
+    body, content_type = await asyncio.to_thread(telemetry.render, request.headers.get("accept", ""))
     return Response(body, media_type=content_type)

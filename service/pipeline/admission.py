@@ -126,6 +126,10 @@ class Admission:
         """Cores that the open streams need, or that are kept for them."""
         return sum(stream.hold_cores(now) for stream in self._streams.values())
 
+    def find_limit(self, now: float) -> float:
+        """Cores that the streams may use together: less for a while after masks had been late."""
+        return self._ceiling.cores if self._ceiling.until > now else self._limit_cores
+
     def review(self, now: float) -> tuple[Eviction, ...]:
         """The streams that must be closed again; call it once or twice a second. They count as closed from now."""
         passed_s = min(max(now - self._reviewed_at, 0.0), _LONGEST_STEP_S)
@@ -156,7 +160,7 @@ class Admission:
                 f"More than 1 % of the frames of the streams already served take longer than "
                 f"{self._promise_s * 1000:.0f} ms."
             )
-        limit_cores = self._ceiling.cores if self._ceiling.until > now else self._limit_cores
+        limit_cores = self.find_limit(now)
         free_cores = limit_cores - self.count_used(now)
         if cores <= free_cores:
             return None

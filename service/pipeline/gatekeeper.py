@@ -79,6 +79,12 @@ class Gatekeeper:
                 now=time.monotonic(),
             )
 
+    def measure_cores(self) -> tuple[float, float]:
+        """Cores that the open streams need or have reserved, and those that they may use now."""
+        now = time.monotonic()
+        with self._lock:
+            return self._admission.count_used(now), self._admission.find_limit(now)
+
     def close(self, stream_id: str) -> None:
         """The stream has gone."""
         with self._lock:

@@ -29,7 +29,8 @@ class ImageRequests:
     They wait in as many lanes as a batch has places, so together they take as many turns as that many live
     streams, however many requests there are.
 
-    `max_requests` are worked on at once; more are refused. A few are decoded at once, which bounds memory.
+    `max_requests` are worked on at once; more are refused, and `on_refused` told. A few are decoded at once, which
+    bounds memory.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class ImageRequests:
         room: WaitingRoom,
         lanes: int,
         max_requests: int,
+        on_refused: Callable[[], None],
         max_pixels: int,
         wait_limit_s: float,
         input_size: InputSize,
@@ -48,6 +50,7 @@ class ImageRequests:
         self.lane_ids = tuple(f"images-{number}" for number in range(1, lanes + 1))
         self._room = room
         self._max_requests = max_requests
+        self._on_refused = on_refused
         self._max_pixels = max_pixels
         self._wait_limit_s = wait_limit_s
         self._input_size = input_size
@@ -63,6 +66,7 @@ class ImageRequests:
     def admit(self) -> Iterator[None]:
         """One request's place, from before its body is read. Raises UnavailableError when all are taken."""
         if not self._admissions.acquire(blocking=False):
+            self._on_refused()
             raise UnavailableError(
                 f"{self._max_requests} pictures are being worked on.",
                 f"at most {self._max_requests} at once",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from service.frames import DropReason, Timeline
+from service.frames import DecoderLoss, DropReason, Timeline
 from service.telemetry import StreamMeter
 
 
@@ -52,6 +52,11 @@ class Ledger:
         return self._meter.measure_fps()
 
     @property
+    def mask_age_s(self) -> float:
+        """Seconds since the last mask, or since the stream was opened where there was none."""
+        return self._meter.measure_mask_age()
+
+    @property
     def pending(self) -> int:
         """Frames that were received and are neither segmented nor dropped yet."""
         with self._lock:
@@ -82,6 +87,10 @@ class Ledger:
     def skip(self) -> None:
         """Count a mask that a viewer did not get; the frame itself stays segmented."""
         self._meter.count_skipped()
+
+    def restart(self, loss: DecoderLoss) -> None:
+        """Count a decoder that was lost and is started again."""
+        self._meter.count_restart(loss)
 
     def close(self) -> None:
         """No frame will be received any more."""

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from service.contract.masks import MaskFormat
 from service.errors import StreamError, SurgsegError
 from service.frames import DropReason, Frame, SegmentedFrame
+from service.gauges import StreamSight
+from service.pipeline.admission import PROMISE_S
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.subscription import Answer, Subscription
@@ -68,6 +70,22 @@ class LiveStream(ABC):
     def viewers(self) -> int:
         """How many get its masks now."""
         return len(self._subscriptions)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended or failed, and gives no mask any more."""
+        return False
+
+    def look(self) -> StreamSight:
+        """What the metrics say of it. Masks are owed, and in time, by live streams: the others go as viewers read."""
+        is_due = self.mode is Mode.LATEST and not self.is_over
+        return StreamSight(
+            label=self.label,
+            state=self.state[0],
+            viewers=self.viewers,
+            mask_age_s=self.ledger.mask_age_s if is_due else None,
+            promise_s=PROMISE_S if is_due else None,
+        )
 
     def start(self, read: Callable[[], None]) -> None:
         """Run `read`, the reader of this stream's source, in a thread that ends with the stream."""

@@ -27,11 +27,12 @@ from service.pipeline.waiting_room import WaitingRoom
 from service.processors import available_cores
 from service.settings import Settings
 from service.streams.calibration import Calibration
+from service.streams.decoded_video import StreamState
 from service.streams.decoder_process import DecoderPool
 from service.streams.decoder_terms import DecoderTerms
 from service.streams.pull_targets import PullTarget
 from service.streams.reader import Reader
-from service.telemetry import IMAGES_LABEL, Telemetry
+from service.telemetry import IMAGES_LABEL, Refusal, Telemetry
 from service.wire import VIDEO_CODECS
 
 _STARTING = "The model is being loaded."
@@ -77,12 +78,21 @@ class Pipeline:
         self._decoder_terms = DecoderTerms.read(settings, bundle.card.input_size)
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
-        self._places = StreamPlaces(settings.max_streams, telemetry, self._gatekeeper, self._forget)
+        self._places = StreamPlaces(
+            settings.max_streams,
+            telemetry,
+            self._gatekeeper,
+            on_left=self._forget,
+            make_room=self._close_an_ended_stream,
+        )
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
         self.images = self._make_image_requests()
         telemetry.watch_readiness(self.is_ready)
-        telemetry.watch_streams(lambda: len(self._streams))
+        telemetry.watch_streams(lambda: [stream.look() for stream in self.streams()], tuple(StreamState))
+        telemetry.watch_decoders(self._decoders.measure)
+        if settings.admission:
+            telemetry.watch_admission(self._gatekeeper.measure_cores)
 
     def start(self) -> Future[BackendInfo]:
         """Begin to open and prove the backend; the result is there when the first frame may come.
@@ -210,6 +220,7 @@ class Pipeline:
             room=self._room,
             lanes=settings.batch_sizes[-1],
             max_requests=settings.max_requests,
+            on_refused=lambda: self._telemetry.count_refusal(Refusal.MAX_REQUESTS),
             max_pixels=settings.max_pixels,
             wait_limit_s=settings.request_deadline_s,
             input_size=card.input_size,
@@ -251,17 +262,7 @@ class Pipeline:
 
     def _take_place(self, newcomer: Newcomer) -> Place:
         self.check_open()
-        place = self._places.take(newcomer)
-        if place is None:
-            self._close_an_ended_stream()
-            place = self._places.take(newcomer)
-        if place is None:
-            raise UnavailableError(
-                f"{self._settings.max_streams} streams are open.",
-                f"at most {self._settings.max_streams} at once",
-                "Close a stream, or raise SURGSEG_MAX_STREAMS.",
-            )
-        return place
+        return self._places.take(newcomer)
 
     def _close_an_ended_stream(self) -> None:
         """A stream that has ended is listed until somebody needs its place."""
@@ -273,6 +274,7 @@ class Pipeline:
     def _evict(self, stream_id: str, error: OverloadedError) -> None:
         stream = self._streams.get(stream_id)
         if stream is not None:
+            self._telemetry.count_refusal(Refusal.EVICTED)
             stream.fail(error)
 
     def _forget(self, stream_id: str) -> None:

@@ -91,7 +91,7 @@ class PulledStream(LiveStream):
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended or failed."""
+        """See `LiveStream.is_over`."""
         return self._over is not None
 
     def attach(self, pool: DecoderPool, terms: DecoderTerms, fit_rule: FitRule, *, is_looped: bool) -> None:
@@ -106,6 +106,7 @@ class PulledStream(LiveStream):
             on_received=self.ledger.receive,
             on_dropped=self.ledger.drop,
             on_state=self._tell_state,
+            on_restart=self.ledger.restart,
         )
 
     def start(self, read: Callable[[], None]) -> None:

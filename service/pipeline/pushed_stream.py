@@ -99,6 +99,7 @@ class PushedStream(LiveStream):
             on_lost=self.lose,
             on_room=self._callbacks.on_room,
             on_state=self._callbacks.on_state,
+            on_restart=self.ledger.restart,
         )
 
     def push(self, data: bytes, captured_at_us: int) -> int:

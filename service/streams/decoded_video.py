@@ -12,7 +12,7 @@ from enum import StrEnum
 from service.contract.geometry import plan_fit
 from service.contract.model_card import InputSize
 from service.errors import StreamError, UnavailableError
-from service.frames import FittedFrame
+from service.frames import DecoderLoss, FittedFrame
 from service.streams.decoder_messages import (
     ENDED,
     FAILED,
@@ -45,14 +45,18 @@ class StreamState(StrEnum):
 
 
 class DecoderLostError(Exception):
-    """A decoder is of no use any more; the message says why, in words."""
+    """A decoder is of no use any more; `reason` says why, in words."""
+
+    def __init__(self, reason: str, loss: DecoderLoss) -> None:
+        super().__init__(reason)
+        self.loss = loss
 
 
 class DecodedVideo(ABC):
     """A FrameSource behind a decoder process that is started again when it is lost.
 
-    `on_state(state, reason)` is told of every change; it is called in the reader's thread. Subclasses say what a
-    message means for their frames.
+    `on_state(state, reason)` is told of every change, `on_restart(loss)` whenever another decoder is to be started;
+    both are called in the reader's thread. Subclasses say what a message means for their frames.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class DecodedVideo(ABC):
         *,
         restarts: Restarts,
         on_state: Callable[[StreamState, str], None],
+        on_restart: Callable[[DecoderLoss], None],
     ) -> None:
         self._pool = pool
         self._job = job
@@ -70,6 +75,7 @@ class DecodedVideo(ABC):
         self._is_patient = False
         self._shown_at = 0.0  # when the last picture came
         self._on_state = on_state
+        self._on_restart = on_restart
         self._changed = threading.Condition()
         self._outbound: deque[bytes] = deque()
         self._outbound_bytes = 0
@@ -92,7 +98,7 @@ class DecodedVideo(ABC):
                 yield from self._decode()
                 return
             except DecoderLostError as lost:
-                reason = str(lost)
+                reason, loss = str(lost), lost.loss
             if self._is_closed:
                 return
             lived_s = max(0.0, self._shown_at - started_at)
@@ -104,6 +110,7 @@ class DecodedVideo(ABC):
                     "Check the source, then open the stream again.",
                 )
             self._enter(StreamState.RESTARTING, reason)
+            self._on_restart(loss)
             with self._changed:
                 self._changed.wait_for(lambda: self._is_closed, delay_s)
 
@@ -121,7 +128,7 @@ class DecodedVideo(ABC):
         try:
             decoder = self._pool.take()
         except UnavailableError as error:
-            raise DecoderLostError(error.found.rstrip(".")) from error
+            raise DecoderLostError(error.found.rstrip("."), DecoderLoss.ENDED) from error
         sender = threading.Thread(target=self._send, args=(decoder,), name="surgseg-sender", daemon=True)
         try:
             decoder.begin(self._plan_job())
@@ -134,7 +141,7 @@ class DecodedVideo(ABC):
             sender.start()
             yield from self._receive(decoder)
         except (EOFError, OSError) as error:
-            raise DecoderLostError(f"its decoder is gone: {decoder.bury()}") from error
+            raise DecoderLostError(f"its decoder is gone: {decoder.bury()}", DecoderLoss.ENDED) from error
         finally:
             with self._changed:
                 self._decoder = None
@@ -151,7 +158,7 @@ class DecodedVideo(ABC):
             try:
                 message = decoder.receive(_LOOK_UP_S)
             except ValueError as error:
-                raise DecoderLostError(str(error)) from error
+                raise DecoderLostError(str(error), DecoderLoss.ENDED) from error
             if message is None:
                 self._watch(heard_at)
                 continue
@@ -172,7 +179,8 @@ class DecodedVideo(ABC):
         """Copy a frame out of its slot, give it, and only then free the slot: that holds a lossless decoder back."""
         canvas_hwc = decoder.take(message)
         if canvas_hwc is None:
-            raise DecoderLostError(f"its decoder named slot {message.slot}, which does not hold that picture")
+            found = f"its decoder named slot {message.slot}, which does not hold that picture"
+            raise DecoderLostError(found, DecoderLoss.ENDED)
         self._enter(StreamState.RUNNING, "")
         self._shown_at = now = time.monotonic()
         frame = self._identify(message)
@@ -229,7 +237,8 @@ class DecodedVideo(ABC):
 
     def _fail(self, event: Event) -> None:
         """The decoder says that it cannot go on. Raises DecoderLostError, or StreamError where no other could."""
-        raise DecoderLostError(str(event.fields.get("found", "its decoder gave no reason")).rstrip("."))
+        found = str(event.fields.get("found", "its decoder gave no reason")).rstrip(".")
+        raise DecoderLostError(found, DecoderLoss.SOURCE)
 
     @abstractmethod
     def _finish(self) -> None:

@@ -17,6 +17,7 @@ from multiprocessing.connection import Connection
 from service.contract.geometry import Image
 from service.contract.model_card import InputSize
 from service.errors import UnavailableError
+from service.processes import Usage, measure_tree
 from service.streams.canvases import Canvases, create_memory
 from service.streams.decoder_messages import (
     DropMessage,
@@ -146,6 +147,11 @@ class DecoderPool:
             "a machine with memory for one more process",
             "Look at the service's log, close streams, and try again.",
         )
+
+    def measure(self) -> Usage:
+        """What the nursery and the decoders that are alive use."""
+        nursery = self._nursery
+        return measure_tree(None if nursery is None else nursery.pid)
 
     def close(self) -> None:
         """End the nursery, and with it every decoder that is left."""

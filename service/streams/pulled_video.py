@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from service.contract.geometry import FitRule
 from service.errors import StreamError
-from service.frames import DropReason
+from service.frames import DecoderLoss, DropReason
 from service.streams.decoded_video import DecodedVideo, DecoderLostError, StreamState
 from service.streams.decoder_messages import OPENED, DropMessage, Event, FrameMessage, Job
 from service.streams.decoder_process import DecoderPool
@@ -43,6 +43,7 @@ class PulledVideo(DecodedVideo):
         on_received: Callable[[], int],
         on_dropped: Callable[[DropReason], None],
         on_state: Callable[[StreamState, str], None],
+        on_restart: Callable[[DecoderLoss], None],
     ) -> None:
         job = replace(
             terms.plan_job(fit_rule, is_lossless=is_lossless),
@@ -56,7 +57,7 @@ class PulledVideo(DecodedVideo):
         if target.url.startswith("udp:"):
             most_s = min(most_s, _MOST_WAIT_FOR_DATAGRAMS_S)
         restarts = Restarts(terms.restarts, _FIRST_RESTART_S, most_s, _HEALTHY_S)
-        super().__init__(pool, job, restarts=restarts, on_state=on_state)
+        super().__init__(pool, job, restarts=restarts, on_state=on_state, on_restart=on_restart)
         self.codec = ""
         self._stall_s = terms.stall_s
         self._on_received = on_received
@@ -90,7 +91,7 @@ class PulledVideo(DecodedVideo):
 
     def _finish(self) -> None:
         if not self._job.is_file:
-            raise DecoderLostError("its source has closed the connection")
+            raise DecoderLostError("its source has closed the connection", DecoderLoss.SOURCE)
 
     def _end(self) -> None:
         """Nothing is lost: what the decoder still held was never counted as received."""
@@ -100,7 +101,7 @@ class PulledVideo(DecodedVideo):
         if silent_s <= self._stall_s:
             return
         if self._job.is_file:
-            raise DecoderLostError(f"its decoder has not answered for {silent_s:.1f} s")
+            raise DecoderLostError(f"its decoder has not answered for {silent_s:.1f} s", DecoderLoss.HUNG)
         reason = f"its source has sent nothing for {silent_s:.1f} s"
         self._enter(StreamState.STALLED, reason)
-        raise DecoderLostError(reason)
+        raise DecoderLostError(reason, DecoderLoss.SOURCE)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from service.contract.geometry import FitRule
 from service.errors import InvalidPictureError
-from service.frames import DropReason
+from service.frames import DecoderLoss, DropReason
 from service.streams.access_units import KeyGate
 from service.streams.decoded_video import DecodedVideo, DecoderLostError, StreamState
 from service.streams.decoder_messages import TAKEN, DropMessage, Event, FrameMessage, pack_unit
@@ -40,10 +40,11 @@ class PushedVideo(DecodedVideo):
         on_lost: Callable[[int, DropReason, InvalidPictureError | None], None],
         on_room: Callable[[], None],
         on_state: Callable[[StreamState, str], None],
+        on_restart: Callable[[DecoderLoss], None],
     ) -> None:
         job = replace(terms.plan_job(fit_rule, is_lossless=is_lossless), codec=codec)
         restarts = Restarts(terms.restarts, _FIRST_RESTART_S, _MOST_RESTART_S, _HEALTHY_S)
-        super().__init__(pool, job, restarts=restarts, on_state=on_state)
+        super().__init__(pool, job, restarts=restarts, on_state=on_state, on_restart=on_restart)
         self._hang_s = terms.hang_s
         self._is_lossless = is_lossless
         self._on_lost = on_lost
@@ -132,7 +133,7 @@ class PushedVideo(DecodedVideo):
             oldest_at = min(self._untaken.values(), default=None)
         silent_s = 0.0 if oldest_at is None else time.monotonic() - max(oldest_at, heard_at)
         if silent_s > self._hang_s:
-            raise DecoderLostError(f"its decoder has not answered for {silent_s:.1f} s")
+            raise DecoderLostError(f"its decoder has not answered for {silent_s:.1f} s", DecoderLoss.HUNG)
 
     def _lose(self, sequence: int, reason: DropReason, error: InvalidPictureError | None = None) -> None:
         if reason is DropReason.UNDECODABLE and error is None:

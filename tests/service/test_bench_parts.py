@@ -32,10 +32,11 @@ from service.bench.memory_runs import measure_rate
 from service.bench.plot import choose_top, plot_runs
 from service.bench.pusher import damage
 from service.bench.records import Account, PushResult, StreamRecord
-from service.bench.resources import Sample, Usage, find_listener, measure_tree
+from service.bench.resources import Sample, find_listener
 from service.bench.scenarios import SCENARIOS, StreamSpec, adapt_scenario
 from service.bench.service_metrics import Histogram, ServiceCounts, read_counts
 from service.errors import InvalidRequestError
+from service.processes import Usage, measure_tree
 
 SPEC = StreamSpec("jpeg", 640, 360, 25)
 

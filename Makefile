@@ -9,6 +9,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 
 BIN     := $(VENV)/bin
+SECRETS := deploy/compose/secrets
 FULL    := $(VENV)/.surgseg-full
 SERVICE := $(VENV)/.surgseg-service
 PINS    := pyproject.toml constraints.txt
@@ -16,7 +17,7 @@ CODE    := service training model_export docker tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-service demo test test-fast check format bench train constraints clean
+.PHONY: help setup setup-service demo up down test test-fast check format bench train constraints clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,12 @@ setup-service: $(if $(wildcard $(FULL)),$(FULL),$(SERVICE)) ## build only what t
 
 demo: setup-service ## serve the viewer and the shipped bundle (PORT=8000)
 	@$(BIN)/surgseg serve --port $(PORT) $(ARGS) || test $$? -eq 130
+
+up: $(SECRETS)/tokens $(SECRETS)/metrics_token $(SECRETS)/grafana_password ## start the service, Prometheus and Grafana in containers (docs/operations.md)
+	docker compose --file deploy/compose/compose.yaml up --detach --build --wait $(ARGS)
+
+down: ## stop those containers; what they have stored stays
+	docker compose --file deploy/compose/compose.yaml down $(ARGS)
 
 test: setup ## run every test (ARGS='-k words' to choose)
 	$(BIN)/python -m pytest $(ARGS)
@@ -59,6 +66,17 @@ constraints: $(FULL) ## pin every dependency again, at its newest, in constraint
 clean: ## delete the environment, the caches and build leftovers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Containers read these files as users of their own, so the folder is what keeps others of this machine out.
+$(SECRETS):
+	@mkdir -m 700 $@
+
+$(SECRETS)/tokens: | $(SECRETS)
+	@install -m 444 /dev/null $@
+
+$(SECRETS)/%: | $(SECRETS)
+	@head -c 24 /dev/urandom | base64 | tr '+/' '-_' > $@
+	@chmod 444 $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer was found. Install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }

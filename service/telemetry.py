@@ -116,13 +116,14 @@ class Telemetry:
 
     def meter_stream(self, label: str) -> StreamMeter:
         """The counters of one slot, all present from the start so that the first increase is seen as one."""
+        has_decoder = label != IMAGES_LABEL
         return StreamMeter(
             label=label,
             received=self._received.labels(label),
             segmented=self._segmented.labels(label),
             dropped={reason: self._dropped.labels(label, reason) for reason in DropReason},
             skipped=self._skipped.labels(label),
-            restarts={loss: self._restarts.labels(label, loss) for loss in DecoderLoss},
+            restarts={loss: self._restarts.labels(label, loss) for loss in DecoderLoss if has_decoder},
             frame_s=self._frame_s.labels(label),
             fps=self._fps,
             telemetry=self,

@@ -127,7 +127,7 @@ def query(prometheus: str, expression: str) -> dict[str, float]:
     return values
 
 
-def list_firing(prometheus: str) -> set[str]:
-    """Alerts that fire now."""
+def list_firing(prometheus: str) -> dict[str, dict[str, str]]:
+    """The alerts that fire now, with the labels of one of each name."""
     alerts = httpx.get(f"{prometheus}/api/v1/alerts").json()["data"]["alerts"]
-    return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+    return {each["labels"]["alertname"]: each["labels"] for each in alerts if each["state"] == "firing"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from service.streams.decoder_process import DecoderPool
 from service.streams.decoder_terms import DecoderTerms
 from service.streams.pushed import PushedPicture, PushedPictures
 from service.streams.pushed_video import PushedVideo
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +101,14 @@ class PushedStream(LiveStream):
             is_lossless=self.mode is Mode.EVERY,
             on_lost=self.lose,
             on_room=self._callbacks.on_room,
-            on_state=self._callbacks.on_state,
+            on_state=self._tell_state,
             on_restart=self.ledger.restart,
         )
+
+    def _tell_state(self, state: StreamState, reason: str) -> None:
+        level = logging.INFO if state is StreamState.RUNNING else logging.WARNING
+        _log.log(level, "%s (pushed) is %s. %s", self.id, state.value, reason)
+        self._callbacks.on_state(state, reason)
 
     def push(self, data: bytes, captured_at_us: int) -> int:
         """Take in one encoded picture that has arrived now; gives its sequence number. Never blocks.

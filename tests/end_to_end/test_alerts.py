@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -92,38 +91,30 @@ def test_every_shipped_query_runs_and_finds_what_it_asks_for(ward: Ward) -> None
 def test_a_stalled_stream_a_killed_decoder_and_an_overload_raise_their_alerts_within_a_minute(
     ward: Ward,
 ) -> None:
-    assert not WANTED & list_firing(ward.prometheus)
+    assert not WANTED & set(list_firing(ward.prometheus))
     wait_for(
         lambda: len(query(ward.prometheus, 'surgseg_decoder_restarts_total{cause="ended"}')) == 2,
         "the streams were not scraped",
         15,
     )
-    began_at = time.monotonic()
     ward.camera.send_signal(signal.SIGSTOP)
     os.kill(find_film_decoder(ward.service), signal.SIGKILL)
     refused = threading.Thread(target=open_until_refused, args=(ward.service.url,))
     refused.start()
-    raised: dict[str, float] = {}
+    raised: dict[str, dict[str, str]] = {}
 
     def are_all_raised() -> bool:
-        for name in list_firing(ward.prometheus):
-            raised.setdefault(name, time.monotonic() - began_at)
+        for name, labels in list_firing(ward.prometheus).items():
+            raised.setdefault(name, labels)
         return set(raised) >= WANTED
 
     with suppress(AssertionError):
         wait_for(are_all_raised, "", WITHIN_S)
-    ward.camera.send_signal(signal.SIGCONT)
     refused.join()
-    print(f"alerts after seconds: {raised}")
-    assert are_all_raised(), raised
-    firing = httpx.get(f"{ward.prometheus}/api/v1/alerts").json()["data"]["alerts"]
-    labels = {alert["labels"]["alertname"]: alert["labels"] for alert in firing}
-    assert labels["SurgsegStreamStalled"]["stream"] == "1"
-    assert (labels["SurgsegDecoderRestarting"]["stream"], labels["SurgsegDecoderRestarting"]["cause"]) == (
-        "2",
-        "ended",
-    )
-    assert labels["SurgsegOverloaded"]["reason"] == "overloaded"
+    assert set(raised) >= WANTED
+    assert raised["SurgsegStreamStalled"]["stream"] == "1"
+    assert raised["SurgsegDecoderRestarting"].items() >= {"stream": "2", "cause": "ended"}.items()
+    assert raised["SurgsegOverloaded"]["reason"] == "overloaded"
     assert not {"SurgsegDown", "SurgsegMissing", "SurgsegNotReady", "SurgsegModelMismatch"} & set(raised)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from service.pipeline.latest_frames import Mode
 from service.processes import Usage
 from service.streams.pushed_video import PushedVideo
 from tests.bitstreams import encode_codes
+from tests.conftest import REPOSITORY
 from tests.service.pipeline_rig import WAIT_S, Rig, eventually, picture, running_rigs
 
 STATES = ("starting", "running", "stalled", "restarting", "ended", "failed")
@@ -124,6 +126,17 @@ def test_a_stream_that_is_over_keeps_its_state_and_nothing_else() -> None:
         "surgseg_stream_state",
     }
     assert registry.get_sample_value("surgseg_stream_state", {"stream": "3", "state": "failed"}) == 1
+
+
+def test_the_operators_page_says_what_every_metric_means(make_rig: Callable[..., Rig]) -> None:
+    rig = make_rig(admission=True)
+    rig.open()
+    rig.telemetry.describe_model(name="small")
+    samples = {sample.name for family in rig.telemetry.registry.collect() for sample in family.samples}
+    told = {re.sub("_(bucket|sum|count)$", "", name) for name in samples if name.startswith("surgseg_")}
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert len(told) > 20
+    assert told == set(re.findall(r"`(surgseg_\w+)`", page))
 
 
 def test_metrics_of_a_stream_do_not_grow_with_the_streams_that_were(make_rig: Callable[..., Rig]) -> None:

@@ -1,0 +1,153 @@
+"""The containers of deploy/compose: the file is valid, its parts fit together, and it opens nothing to others."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import Settings
+
+FOLDER = Path(__file__).resolve().parents[2] / "deploy" / "compose"
+FILE = FOLDER / "compose.yaml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: each for name, each in SERVICES.items() if "build" in each}
+MAY_BE_ROOT = {"dcgm-exporter"}
+every_service = pytest.mark.parametrize("name", SERVICES)
+
+
+def check_schema(path: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def mounts_of(name: str) -> dict[str, str]:
+    """What a container sees of this repository: path there -> path beside the file."""
+    parts = [volume.split(":") for volume in SERVICES[name].get("volumes", ())]
+    return {inside: outside for outside, inside, *_ in parts if outside.startswith(".")}
+
+
+def test_it_is_what_the_compose_specification_allows(tmp_path: Path) -> None:
+    done = check_schema(FILE)
+    assert done.returncode == 0, done.stdout
+    wrong = tmp_path / "compose.yaml"
+    wrong.write_text(FILE.read_text().replace("read_only: true", "read_onyl: true"))
+    assert check_schema(wrong).returncode == 1
+
+
+@every_service
+def test_a_container_is_confined(name: str) -> None:
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert {"memory", "pids"} <= set(service["deploy"]["resources"]["limits"])
+    assert not {"privileged", "network_mode", "pid", "ipc"} & set(service)
+    if name not in MAY_BE_ROOT:
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not re.match(r"0|root", service["user"])
+    assert all(mount.endswith(":ro") for mount in service.get("volumes", ()) if mount.startswith("."))
+
+
+@every_service
+def test_a_container_says_whether_it_is_well(name: str) -> None:
+    service = SERVICES[name]
+    if name not in OURS:
+        assert service["healthcheck"]["test"][0] == "CMD"
+        return
+    dockerfile = (FOLDER / service["build"]["context"] / service["build"]["dockerfile"]).resolve()
+    if not dockerfile.exists():
+        pytest.skip(f"{dockerfile.name} is not here")
+    text = dockerfile.read_text()
+    assert "HEALTHCHECK" in text
+    assert f"USER {service['user']}" in text
+    assert "EXPOSE 8000" in text
+
+
+@every_service
+def test_images_are_pinned(name: str) -> None:
+    image = SERVICES[name]["image"]
+    tag = re.sub(r"\$\{[A-Z_]+:-(.+)\}", r"\1", image).rpartition(":")[2]
+    assert re.match(r"v?\d+\.\d+\.\d+", tag), image
+
+
+def test_nothing_is_reachable_from_other_machines_unless_somebody_says_so() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {*OURS, "grafana"}
+    for ports in published.values():
+        assert [
+            re.sub(r"\$\{PUBLISH_AT:-(.+?)\}", r"\1", port).startswith("127.0.0.1:") for port in ports
+        ] == [True]
+    assert COMPOSE["networks"]["monitoring"] == {"internal": True}
+    assert SERVICES["prometheus"]["networks"] == ["monitoring"]
+    assert "clients" not in SERVICES["grafana"]["networks"]
+
+
+def test_one_of_the_two_services_runs_and_prometheus_finds_whichever_it_is() -> None:
+    assert {name: service["profiles"] for name, service in OURS.items()} == {
+        "service": ["cpu"],
+        "service-gpu": ["gpu"],
+    }
+    assert "COMPOSE_PROFILES=cpu" in (FOLDER / ".env").read_text().splitlines()
+    aliases = [set(service["networks"]["monitoring"]["aliases"]) for service in OURS.values()]
+    jobs = yaml.safe_load((FOLDER / "prometheus.yml").read_text())["scrape_configs"]
+    names = {job["job_name"]: job["dns_sd_configs"][0]["names"] for job in jobs}
+    assert names == {"surgseg": ["surgseg"], "gpu": ["dcgm-exporter"]}
+    assert aliases == [{"surgseg"}, {"surgseg"}]
+
+
+def test_prometheus_watches_as_it_does_without_containers() -> None:
+    here = yaml.safe_load((FOLDER / "prometheus.yml").read_text())
+    there = yaml.safe_load((FOLDER.parent / "prometheus" / "prometheus.yml").read_text())
+    assert here["global"] == there["global"]
+    assert here["rule_files"] == [*there["rule_files"], "gpu_alerts.yml"]
+    assert "surgseg" in [job["job_name"] for job in there["scrape_configs"]]
+    mounts = mounts_of("prometheus")
+    assert {f"/etc/prometheus/{name}" for name in ("prometheus.yml", *here["rule_files"])} == set(mounts)
+
+
+@every_service
+def test_what_a_container_mounts_is_there(name: str) -> None:
+    missing = [outside for outside in mounts_of(name).values() if not (FOLDER / outside).exists()]
+    assert missing == []
+    stored = [volume.partition(":")[0] for volume in SERVICES[name].get("volumes", ()) if volume[0] != "."]
+    assert set(stored) <= set(COMPOSE["volumes"])
+
+
+def test_grafana_looks_where_its_files_are() -> None:
+    mounts = mounts_of("grafana")
+    providers = yaml.safe_load(
+        (FOLDER / mounts["/etc/grafana/provisioning"] / "dashboards/surgseg.yml").read_text()
+    )
+    assert providers["providers"][0]["options"]["path"] in mounts
+    home = Path(SERVICES["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (FOLDER / mounts[str(home.parent)] / home.name).exists()
+
+
+def test_secrets_are_files_that_git_never_sees() -> None:
+    paths = {name: secret["file"] for name, secret in COMPOSE["secrets"].items()}
+    assert paths == {name: f"./secrets/{name}" for name in paths}
+    used = {secret for service in SERVICES.values() for secret in service.get("secrets", ())}
+    assert used == set(paths)
+    ignored = (FOLDER.parents[1] / ".gitignore").read_text().splitlines()
+    assert "/deploy/compose/secrets/" in ignored
+    made = (FOLDER.parents[1] / "Makefile").read_text()
+    assert all(f"$(SECRETS)/{name}" in made for name in paths)
+    text = FILE.read_text() + (FOLDER / "prometheus.yml").read_text()
+    named = set(re.findall(r"/run/secrets/(\w+)", text))
+    assert named == set(paths)
+
+
+def test_only_settings_that_the_service_has_are_passed_on() -> None:
+    known = {f"SURGSEG_{name.upper()}" for name in Settings.model_fields}
+    passed = {name for service in OURS.values() for name in service["environment"]}
+    # SURGSEG_TOKENS is passed to every version of the service; those without access control ignore it.
+    assert passed - known <= {"SURGSEG_TOKENS"}
+    grace_s = int(OURS["service"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s >= Settings(_env_file=None).drain_timeout_s + 5

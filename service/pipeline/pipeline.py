@@ -88,11 +88,7 @@ class Pipeline:
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
         self.images = self._make_image_requests()
-        telemetry.watch_readiness(self.is_ready)
-        telemetry.watch_streams(lambda: [stream.look() for stream in self.streams()], tuple(StreamState))
-        telemetry.watch_decoders(self._decoders.measure)
-        if settings.admission:
-            telemetry.watch_admission(self._gatekeeper.measure_cores)
+        self._show(telemetry)
 
     def start(self) -> Future[BackendInfo]:
         """Begin to open and prove the backend; the result is there when the first frame may come.
@@ -205,6 +201,13 @@ class Pipeline:
         self._decoders.close()
         self._room.close()
         return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
+
+    def _show(self, telemetry: Telemetry) -> None:
+        telemetry.watch_readiness(self.is_ready)
+        telemetry.watch_streams(lambda: [stream.look() for stream in self.streams()], tuple(StreamState))
+        telemetry.watch_decoders(self._decoders.measure)
+        if self._settings.admission:
+            telemetry.watch_admission(self._gatekeeper.measure_cores)
 
     def _open(self, opened: Future[BackendInfo]) -> None:
         if opened.exception() is None and self._refusal == _STARTING:

@@ -79,11 +79,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
         self._places = StreamPlaces(
-            settings.max_streams,
-            telemetry,
-            self._gatekeeper,
-            on_left=self._forget,
-            make_room=self._close_an_ended_stream,
+            settings.max_streams, telemetry, self._gatekeeper, self._forget, self._make_room
         )
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
@@ -267,7 +263,7 @@ class Pipeline:
         self.check_open()
         return self._places.take(newcomer)
 
-    def _close_an_ended_stream(self) -> None:
+    def _make_room(self) -> None:
         """A stream that has ended is listed until somebody needs its place."""
         for stream in self.streams():
             if isinstance(stream, PulledStream) and stream.is_over:

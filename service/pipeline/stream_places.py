@@ -35,7 +35,6 @@ class StreamPlaces:
         count: int,
         telemetry: Telemetry,
         gatekeeper: Gatekeeper,
-        *,
         on_left: Callable[[str], None],
         make_room: Callable[[], None],
     ) -> None:

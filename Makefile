@@ -30,7 +30,7 @@ setup-service: $(if $(wildcard $(FULL)),$(FULL),$(SERVICE)) ## build only what t
 demo: setup-service ## serve the viewer and the shipped bundle (PORT=8000)
 	@$(BIN)/surgseg serve --port $(PORT) $(ARGS) || test $$? -eq 130
 
-up: $(SECRETS)/tokens $(SECRETS)/metrics_token $(SECRETS)/grafana_password ## start the service, Prometheus and Grafana in containers (docs/operations.md)
+up: $(SECRETS)/service/tokens $(SECRETS)/grafana_password ## start the service, Prometheus and Grafana in containers (docs/operations.md)
 	docker compose --file deploy/compose/compose.yaml up --detach --build --wait $(ARGS)
 
 down: ## stop those containers; what they have stored stays
@@ -71,11 +71,16 @@ clean: ## delete the environment, the caches and build leftovers
 $(SECRETS):
 	@mkdir -m 700 $@
 
-$(SECRETS)/tokens: | $(SECRETS)
-	@install -m 444 /dev/null $@
+$(SECRETS)/service: | $(SECRETS)
+	@mkdir -m 755 $@
 
-$(SECRETS)/%: | $(SECRETS)
+$(SECRETS)/grafana_password $(SECRETS)/service/view-token: | $(SECRETS)/service
 	@head -c 24 /dev/urandom | base64 | tr '+/' '-_' > $@
+	@chmod 444 $@
+
+# The service keeps of a token its hash; the first is for Prometheus and for the health check.
+$(SECRETS)/service/tokens: | $(SECRETS)/service/view-token
+	@printf 'prometheus view sha256:%s\n' "$$(tr -d '\n' < $(@D)/view-token | sha256sum | cut -c 1-64)" > $@
 	@chmod 444 $@
 
 $(BIN)/python:

@@ -59,8 +59,10 @@ def fill_in(query: str, values: dict[str, str]) -> str:
 
 
 def list_shipped_queries() -> dict[str, str]:
-    """Every query of every dashboard and rule."""
+    """Every query of every dashboard, rule and autoscaler."""
     queries = {rule["alert"]: rule["expr"] for path in RULE_FILES for rule in list_rules(path)}
+    scaler = yaml.safe_load((DEPLOY / "kubernetes" / "base" / "scaledobject.yaml").read_text())
+    queries |= {f"pods_by_{each['name']}": each["metadata"]["query"] for each in scaler["spec"]["triggers"]}
     for path in DASHBOARDS:
         queries |= list_queries(json.loads(path.read_text()))
     return queries

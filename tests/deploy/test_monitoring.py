@@ -55,7 +55,7 @@ def anchors_of(document: Path) -> list[str]:
 def test_configurations_and_rules_are_valid() -> None:
     assert "SUCCESS" in promtool("check", "config", "prometheus.yml")
     assert "SUCCESS" in promtool("check", "rules", *(path.name for path in RULE_FILES))
-    # The files that it names are where the containers see them: tests/contracts/test_compose.py.
+    # The files that it names are where the containers see them: tests/deploy/test_compose.py.
     promtool("check", "config", "--syntax-only", "prometheus.yml", folder=DEPLOY / "compose")
 
 

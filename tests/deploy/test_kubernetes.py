@@ -175,7 +175,9 @@ def test_pods_of_the_cpu_overlay_have_whole_cores_to_plan_with() -> None:
 
 
 def test_the_queries_name_metrics_of_the_service(manifests: dict[str, Manifest]) -> None:
-    exposed = set(re.findall(r"^# TYPE (\S+)", Telemetry((1,)).render("")[0].decode(), re.MULTILINE))
+    telemetry = Telemetry((1,))
+    telemetry.watch_streams(lambda: (), ())
+    exposed = set(re.findall(r"^# TYPE (\S+)", telemetry.render("")[0].decode(), re.MULTILINE))
     queries = [trigger["metadata"]["query"] for trigger in manifests["ScaledObject"]["spec"]["triggers"]]
     named = {re.sub("_bucket$", "", name) for query in queries for name in re.findall(r"surgseg_\w+", query)}
     assert len(queries) == 2

@@ -25,6 +25,26 @@ def blob_picture(height: int = 120, width: int = 160) -> tuple[np.ndarray, np.nd
     return np.repeat(mask_hw[:, :, None] * 200, 3, axis=2), mask_hw
 
 
+def test_a_grey_picture_stays_grey_and_a_camera_s_does_not() -> None:
+    grey_hwc = np.repeat(np.random.default_rng(0).integers(0, 255, (64, 64, 1), np.uint8), 3, axis=2)
+    mask_hw = np.zeros((64, 64), np.uint8)
+    colourful = ALWAYS.model_copy(update={"grayscale": 0.0})
+    for config, expected in ((colourful.model_copy(update={"grey": True}), True), (colourful, False)):
+        changed = [
+            change_appearance(grey_hwc, mask_hw, config, np.random.default_rng(s))[0] for s in range(8)
+        ]
+        assert all((image == image[:, :, :1]).all() for image in changed) is expected
+
+
+@pytest.mark.parametrize("name", ["acdc", "ct"])
+def test_the_recipes_of_scanners_neither_mirror_nor_colour(name: str) -> None:
+    recipes = [load_recipe(path) for path in sorted(RECIPES.glob(f"*_{name}.toml"))]
+    assert recipes
+    for recipe in recipes:
+        assert recipe.augment.grey and (recipe.augment.flip, recipe.augment.flip_vertical) == (0, 0)
+        assert recipe.augment.paste == 0 and (recipe.strong.grey or not recipe.unlabeled)
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_picture_and_mask_get_the_same_warp(seed: int) -> None:
     image_hwc, mask_hw = blob_picture()
@@ -83,23 +103,3 @@ def test_pasting_unites_masks_and_shows_the_pasted_instrument() -> None:
     np.testing.assert_array_equal(united, mask_hw | other_mask_hw)
     assert mixed[108, 30, 0] == 50
     assert mixed[50, 90, 0] == 200
-
-
-def test_a_grey_picture_stays_grey_and_a_camera_s_does_not() -> None:
-    grey_hwc = np.repeat(np.random.default_rng(0).integers(0, 255, (64, 64, 1), np.uint8), 3, axis=2)
-    mask_hw = np.zeros((64, 64), np.uint8)
-    colourful = ALWAYS.model_copy(update={"grayscale": 0.0})
-    for config, expected in ((colourful.model_copy(update={"grey": True}), True), (colourful, False)):
-        changed = [
-            change_appearance(grey_hwc, mask_hw, config, np.random.default_rng(s))[0] for s in range(8)
-        ]
-        assert all((image == image[:, :, :1]).all() for image in changed) is expected
-
-
-@pytest.mark.parametrize("name", ["acdc", "ct"])
-def test_the_recipes_of_scanners_neither_mirror_nor_colour(name: str) -> None:
-    recipes = [load_recipe(path) for path in sorted(RECIPES.glob(f"*_{name}.toml"))]
-    assert recipes
-    for recipe in recipes:
-        assert recipe.augment.grey and (recipe.augment.flip, recipe.augment.flip_vertical) == (0, 0)
-        assert recipe.augment.paste == 0 and (recipe.strong.grey or not recipe.unlabeled)

@@ -19,6 +19,8 @@ from training.config import load_recipe
 from training.data import open_data
 from training.evaluate import Evaluation, evaluate_samples
 from training.sweep import PLAN, RESULTS
+from training.sweep_config import PlannedRun
+from training.sweep_run import make_run
 from training.trainer import LAST, Trainer
 from training.volume_scores import describe_volumes, score_structure
 
@@ -152,6 +154,22 @@ def test_a_checkpoint_says_what_its_pictures_are_and_is_evaluated_on_volumes(
     assert json.loads(figures.read_text())["volumes"]["unit"] == "mm"
     assert main([*command, "--stride", "2"]) == 2
     assert "Leave --stride out" in capsys.readouterr().err
+
+
+def test_a_run_of_a_sweep_has_the_figures_of_the_test_patients_volumes(tmp_path: Path) -> None:
+    write_acdc_npz(tmp_path / "data", (1, 2, 3))
+    names = [f"frame{frame}_{index:03d}" for frame in ("01", "12") for index in range(3)]
+    patients = {"train": 1, "validation": 2, "test": 3}
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"parts": {part: {f"patient00{n}": names} for part, n in patients.items()}}))
+    path = tmp_path / "heart.toml"
+    text = RECIPE.replace('"folder:FOLDER"', f'"acdc:{tmp_path / "data"}"\nsplit = "{split}"\npart = "PART"')
+    path.write_text(HEART + text.replace("PART", "train", 1).replace("PART", "validation", 1))
+    recipe = load_recipe(path, ["steps=1"])
+    line = make_run(PlannedRun("run", "supervised", 1.0, str(split), 3, recipe), tmp_path / "run")
+    assert line["labeled_frames"] == 6 and set(line["videos"]) == {"patient003"}
+    assert line["volumes"]["count"] == 2 and list(line["volumes"]["structures"]) == list(STRUCTURES)
+    assert json.loads((tmp_path / "run" / "test.json").read_text())["volumes"]["unit"] == "voxels"
 
 
 def test_the_report_shows_the_volumes_beside_the_slices(tmp_path: Path) -> None:

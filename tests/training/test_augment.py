@@ -7,7 +7,7 @@ import pytest
 
 from service.contract.geometry import fit_image, plan_fit
 from service.contract.model_card import InputSize
-from training.config import RECIPES, AugmentConfig, load_recipe
+from training.config import AugmentConfig
 from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
 
 ALWAYS = AugmentConfig(
@@ -23,26 +23,6 @@ def blob_picture(height: int = 120, width: int = 160) -> tuple[np.ndarray, np.nd
     rows, columns = np.mgrid[:height, :width]
     mask_hw = (((rows - 50) / 25) ** 2 + ((columns - 90) / 45) ** 2 < 1).astype(np.uint8)
     return np.repeat(mask_hw[:, :, None] * 200, 3, axis=2), mask_hw
-
-
-def test_a_grey_picture_stays_grey_and_a_camera_s_does_not() -> None:
-    grey_hwc = np.repeat(np.random.default_rng(0).integers(0, 255, (64, 64, 1), np.uint8), 3, axis=2)
-    mask_hw = np.zeros((64, 64), np.uint8)
-    colourful = ALWAYS.model_copy(update={"grayscale": 0.0})
-    for config, expected in ((colourful.model_copy(update={"grey": True}), True), (colourful, False)):
-        changed = [
-            change_appearance(grey_hwc, mask_hw, config, np.random.default_rng(s))[0] for s in range(8)
-        ]
-        assert all((image == image[:, :, :1]).all() for image in changed) is expected
-
-
-@pytest.mark.parametrize("name", ["acdc", "ct"])
-def test_the_recipes_of_scanners_neither_mirror_nor_colour(name: str) -> None:
-    recipes = [load_recipe(path) for path in sorted(RECIPES.glob(f"*_{name}.toml"))]
-    assert recipes
-    for recipe in recipes:
-        assert recipe.augment.grey and (recipe.augment.flip, recipe.augment.flip_vertical) == (0, 0)
-        assert recipe.augment.paste == 0 and (recipe.strong.grey or not recipe.unlabeled)
 
 
 @pytest.mark.parametrize("seed", range(8))

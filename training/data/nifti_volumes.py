@@ -102,6 +102,7 @@ def read_values(path: Path, anatomical: bool) -> np.ndarray:
 
 
 def format_spacing(spacing_mm: Sequence[float]) -> str:
+    """Sizes in the order given, for a message."""
     return " x ".join(f"{size:.4g}" for size in spacing_mm) + " mm"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from training.sweep_run import DONE, FAILED
 
 METRIC_NAMES = {"dice": "Dice", "iou": "IoU", "nsd": "NSD"}
 NOTHING = "–"
+NAMED_VIDEOS = 4
 Line = dict[str, Any]
 
 
@@ -93,20 +94,24 @@ class Comparison:
         """Finished runs with these values, for example `method="unimatch", share=0.2`."""
         return [line for line in self.done if all(line[key] == value for key, value in keys.items())]
 
-    def differences(self, method: str, share: float) -> list[float]:
-        """Test Dice minus that of supervised training, of each pair with equal share, fold and seed."""
+    def differences(
+        self, method: str, share: float, measure: Callable[[Line], float | None] = lambda line: line["dice"]
+    ) -> list[float]:
+        """Test Dice minus that of supervised training, of each pair with equal share, fold and seed.
+
+        `measure` takes another figure of a run's line; pairs that lack it are left out.
+        """
         if self.baseline in (None, method):
             return []
-        base = {
-            (line["fold"], line["seed"]): line["dice"]
-            for line in self.select(method=self.baseline, share=share)
-        }
-        lines = self.select(method=method, share=share)
-        return [
-            line["dice"] - base[line["fold"], line["seed"]]
-            for line in lines
-            if (line["fold"], line["seed"]) in base
-        ]
+        base, own = (
+            {
+                (line["fold"], line["seed"]): value
+                for line in self.select(method=name, share=share)
+                if (value := measure(line)) is not None
+            }
+            for name in (self.baseline, method)
+        )
+        return [value - base[pair] for pair, value in own.items() if pair in base]
 
     def cells(self) -> list[tuple[float, str]]:
         """Every share and method that has finished runs."""
@@ -214,9 +219,10 @@ def format_share(share: float) -> str:
 
 
 def name_fold(fold: str, comparison: Comparison) -> str:
-    """The videos that a fold is tested on, or its own name while none of its runs has finished."""
+    """The videos that a fold is tested on, or its own name: where they are many, or none of its runs has finished."""
     lines = comparison.select(fold=fold)
-    return ", ".join(lines[0]["videos"]) if lines else Path(fold).stem
+    videos = lines[0]["videos"] if lines else ()
+    return ", ".join(videos) if 0 < len(videos) <= NAMED_VIDEOS else Path(fold).stem
 
 
 def _format_seed_spread(lines: Sequence[Line]) -> str:

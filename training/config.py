@@ -29,7 +29,8 @@ class DataConfig(_Strict):
     """One data set: `source` is READER:PATH, `split` and `part` choose frames, `weight` how often it is drawn.
 
     `aspect` is the range of true width / height to restore pictures of unknown aspect to; empty keeps their own.
-    `share` keeps that share of every video's frames, spread over the video, chosen by `share_seed`. `screen` leaves out
+    `share` keeps that share of every video's frames, spread over the video, chosen by `share_seed`; with `share_of`
+    "videos" it keeps that share of the videos whole, as patients of volumes want it. `screen` leaves out
     frames that are not worth learning from (black, out of the body, doubles); for unlabeled data only.
     """
 
@@ -40,6 +41,7 @@ class DataConfig(_Strict):
     aspect: tuple[float, ...] = ()
     share: Annotated[float, Field(gt=0, le=1)] = 1.0
     share_seed: int = 0
+    share_of: Literal["frames", "videos"] = "frames"
     screen: bool = False
     card: DataSource | None = None
 
@@ -63,8 +65,12 @@ class OptimizerConfig(_Strict):
 
 
 class AugmentConfig(_Strict):
-    """Ranges and probabilities of the augmentation (training/data/augment.py)."""
+    """Ranges and probabilities of the augmentation (training/data/augment.py).
 
+    `grey` keeps the channels of every pixel equal, as scanners' pictures have them.
+    """
+
+    grey: bool = False
     scale: tuple[float, float] = (0.8, 2.0)
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 40.0
     aspect_jitter: ShareBelowOne = 0.15
@@ -94,6 +100,7 @@ class Recipe(_Strict):
     """Everything that decides a training run; saved with every checkpoint.
 
     Each step learns from `accumulate` batches, one after another, so from accumulate x batch_size labeled pictures.
+    `intensities` says what the levels 0 to 255 of a grey picture stand for, such as Hounsfield units from -160 to 240.
     `init_from` is a checkpoint whose weights the method's networks start from, where names and shapes agree.
     """
 
@@ -112,6 +119,7 @@ class Recipe(_Strict):
     save_every: Positive = 200
     input_size: InputSize = InputSize(height=256, width=416)
     fit: Literal["letterbox", "stretch"] = "letterbox"
+    intensities: str = ""
     progressive: tuple[tuple[float, float], ...] = ()
     classes: tuple[ClassInfo, ...] = (
         ClassInfo(id=0, name="background", colour=(0, 0, 0)),

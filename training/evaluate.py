@@ -18,12 +18,13 @@ import numpy as np
 from tqdm import tqdm
 
 from service.contract.geometry import FitRule, Image, Mask, fit_image, plan_fit, restore_mask
-from service.contract.model_card import InputSize
+from service.contract.model_card import ClassInfo, InputSize
 from service.errors import DataError
 from training.data import open_data
 from training.data.samples import Sample
 from training.data.splits import select_part
 from training.metrics import confidence_interval, dice_and_iou, normalised_surface_distance
+from training.volume_scores import VOLUMES, VolumeCollector, VolumeEvaluation
 
 # The tolerance of the surface distance as a share of the picture's diagonal: 8 pixels at 640 x 480, the 1.2 % of the
 # ROBUST-MIS challenge rounded down.
@@ -46,17 +47,21 @@ class FrameScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of every frame of one data set."""
+    """The scores of every frame of one data set and, where frames are slices, of every volume."""
 
     data: str
     scores: tuple[FrameScore, ...]
+    volumes: VolumeEvaluation | None = None
 
     @property
     def mean_dice(self) -> float:
         return float(np.mean([score.dice for score in self.scores]))
 
     def to_json(self) -> dict[str, Any]:
-        """`overall` and `videos` with a mean and a 95 % interval for each metric, and every frame's figures."""
+        """`overall` and `videos` with a mean and a 95 % interval for each metric, and every frame's figures.
+
+        With volumes `volumes` holds their figures in 3-D (training.volume_scores).
+        """
         videos = sorted({score.video for score in self.scores})
         return {
             "data": self.data,
@@ -64,11 +69,12 @@ class Evaluation:
             "surface_tolerance": f"{TOLERANCE_OF_DIAGONAL:.0%} of the diagonal",
             "overall": _summarise(self.scores),
             "videos": {video: _summarise([s for s in self.scores if s.video == video]) for video in videos},
+            **({} if self.volumes is None else {VOLUMES: self.volumes.to_json()}),
             "per_frame": [vars(score) for score in self.scores],
         }
 
     def to_table(self) -> str:
-        """A line per video and one for all: mean and 95 % interval."""
+        """A line per video and one for all: mean and 95 % interval; then the table of the volumes."""
         summary = self.to_json()
         rows = [*summary["videos"].items(), ("overall", summary["overall"])]
         width = max(len(name) for name, _ in rows) + 2
@@ -78,6 +84,8 @@ class Evaluation:
                 f"{row[m]['mean']:.3f} [{row[m]['ci95'][0]:.3f}, {row[m]['ci95'][1]:.3f}]" for m in METRICS
             )
             lines.append(f"{name:<{width}}{row['frames']:>7}  " + "  ".join(f"{cell:<22}" for cell in cells))
+        if self.volumes is not None:
+            lines += ["", self.volumes.to_table()]
         return "\n".join(line.rstrip() for line in lines)
 
 
@@ -88,6 +96,7 @@ def evaluate_samples(
     fit: FitRule,
     *,
     classes: int = 2,
+    names: Sequence[str] = (),
     data: str = "",
     overlays: Path | None = None,
     surfaces: bool = True,
@@ -95,10 +104,13 @@ def evaluate_samples(
 ) -> Evaluation:
     """Fit each frame as the service does, predict, restore the mask to the frame's own size and score it there.
 
-    Surface distances take longer than the network on large frames; `surfaces=False` leaves them out.
+    Surface distances take longer than the network on large frames; `surfaces=False` leaves them out, and with them the
+    figures of volumes. `names` are those of the foreground classes; without them they go by their ids.
     `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder for pictures
     of every frame, named by their Dice so that a listing goes from worst to best.
     """
+    structures = names or [f"class {class_id}" for class_id in range(1, classes)]
+    collector = VolumeCollector(samples, structures) if surfaces else None
     scores = []
     for sample in tqdm(samples, desc=data or "evaluate", unit="frame", disable=not progress):
         image_hwc, true_hw = sample.load()
@@ -114,11 +126,13 @@ def evaluate_samples(
             tolerance_px = TOLERANCE_OF_DIAGONAL * float(np.hypot(*true_hw.shape))
             nsd = normalised_surface_distance(predicted_hw, true_hw, classes, tolerance_px)
         scores.append(FrameScore(sample.sample_id, sample.video, dice, iou, nsd))
+        if collector is not None:
+            collector.add(sample, predicted_hw)
         if overlays is not None:
             path = overlays / f"{dice:.3f}_{sample.sample_id.replace('/', '_')}.jpg"
             overlays.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), draw_comparison(image_hwc, predicted_hw, true_hw)[:, :, ::-1])
-    return Evaluation(data, tuple(scores))
+    return Evaluation(data, tuple(scores), volumes=None if collector is None else collector.finish())
 
 
 def draw_comparison(image_hwc: Image, predicted_hw: Mask, true_hw: Mask) -> Image:
@@ -147,7 +161,11 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_evaluation(
-    arguments: argparse.Namespace, predict: Predict, input_size: InputSize, fit: FitRule, classes: int
+    arguments: argparse.Namespace,
+    predict: Predict,
+    input_size: InputSize,
+    fit: FitRule,
+    classes: Sequence[ClassInfo],
 ) -> Evaluation:
     """Evaluate as the command line asks, print the table and write what was asked for."""
     evaluation = evaluate_samples(
@@ -155,7 +173,8 @@ def run_evaluation(
         select_samples(arguments),
         input_size,
         fit,
-        classes=classes,
+        classes=len(classes),
+        names=[info.name for info in classes[1:]],
         data=arguments.data.partition(":")[0],
         overlays=arguments.overlays,
     )

@@ -25,6 +25,7 @@ from training.report_page import figure, fill_page, note, render_table
 from training.report_plots import plot_by_share, plot_differences, plot_learning, plot_videos
 from training.sweep import RUNS
 from training.sweep_run import FRAMES, KEPT_PICTURES, write_whole
+from training.volume_table import volume_table
 
 PICTURE_WIDTH = 300
 
@@ -33,6 +34,11 @@ OVERALL = (
     "Mean ± standard deviation over all runs of a row, folds and seeds together; seed spread is what is left of it "
     "within a fold. Differences are paired: each run against the supervised run of the same labels, fold and seed, so "
     "what makes a fold hard cancels. “Better in” counts the pairs above 0."
+)
+WHOLE_VOLUMES = (
+    "Slices put back on the volume's own grid and compared in 3-D. A run's figure is the mean over structures of the "
+    "mean over volumes; mean ± standard deviation over runs. HD95 is over volumes in which both masks have the "
+    "structure; where only the label has it, it is missed: Dice and NSD 0. All else on this page is by slice."
 )
 BY_SHARE = "Each dot is a run; each mark a method's mean, with the standard deviation over folds and seeds."
 DIFFERENCES = (
@@ -48,8 +54,8 @@ LEARNING = (
 VIEWS = "Test Dice of each network of the methods that have several, and of what they make together."
 COSTS = "Means over the runs that were made in one go. Minutes include validation and the test."
 PICTURES = (
-    "The lowest and the highest test Dice of the first seed. Green is instrument that was found, blue was missed, red "
-    "is not instrument."
+    "The lowest and the highest test Dice of the first seed. Green was found, blue was missed or taken for another "
+    "class, red is not there."
 )
 
 
@@ -72,6 +78,7 @@ def make_page(comparison: Comparison, frames: bool) -> str:
         _describe_gaps(comparison),
         render_table(describe_sweep(comparison), "What was compared", COMPARED),
         render_table(overall_table(comparison), "On the test part", OVERALL),
+        render_table(volume_table(comparison), "Whole volumes of the test part", WHOLE_VOLUMES),
         figure("Dice by share of the labels", plot_by_share(comparison), BY_SHARE),
         figure("Difference to supervised training", plot_differences(comparison), DIFFERENCES),
         render_table(fold_table(comparison), "By fold", FOLDS),
@@ -89,6 +96,7 @@ def make_markdown(comparison: Comparison) -> str:
     parts = [
         ("What was compared", COMPARED, describe_sweep(comparison)),
         ("On the test part", OVERALL, overall_table(comparison)),
+        ("Whole volumes of the test part", WHOLE_VOLUMES, volume_table(comparison)),
         ("By fold", FOLDS, fold_table(comparison)),
         ("Views", VIEWS, view_table(comparison)),
         ("Cost", COSTS, cost_table(comparison)),

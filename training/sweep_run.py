@@ -17,6 +17,7 @@ from training.evaluate import METRICS, Evaluation, evaluate_samples
 from training.prediction import make_predict
 from training.sweep_config import PlannedRun
 from training.trainer import BEST, LAST, Trainer
+from training.volume_scores import VOLUMES, describe_volumes
 
 DONE, FAILED = "done", "failed"
 TEST, FRAMES = "test.json", "frames"
@@ -80,10 +81,14 @@ def measure_best(run: PlannedRun, folder: Path, device: torch.device) -> dict[st
     method = checkpoint.build_method().float().to(device)
     samples = [sample for pool in open_pools(run.test_data) for sample in pool.samples]
 
+    names = [info.name for info in run.recipe.classes[1:]]
+
     def measure(network: torch.nn.Module, **options: Any) -> Evaluation:
         predict = make_predict(network, device)
         size, fit, classes = run.recipe.input_size, run.recipe.fit, len(run.recipe.classes)
-        return evaluate_samples(predict, samples, size, fit, classes=classes, progress=False, **options)
+        return evaluate_samples(
+            predict, samples, size, fit, classes=classes, names=names, progress=False, **options
+        )
 
     pictures = folder / FRAMES
     for picture in pictures.glob("*"):  # of a run that was stopped while it was measured
@@ -103,6 +108,7 @@ def measure_best(run: PlannedRun, folder: Path, device: torch.device) -> dict[st
         "validation_dice": checkpoint.validation_dice,
         **_means(figures["overall"]),
         "videos": {video: _means(summary) for video, summary in figures["videos"].items()},
+        **({VOLUMES: describe_volumes(figures[VOLUMES])} if VOLUMES in figures else {}),
         "views": views if len(views) > 1 else {},
     }
 

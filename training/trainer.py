@@ -19,6 +19,7 @@ from tqdm import tqdm
 from service.errors import DataError
 from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_checkpoint
 from training.config import OptimizerConfig, Recipe
+from training.data import describe_intensities
 from training.data.batches import PictureBatch, Pool, TrainingBatches, gather_batch, make_loader, open_pools
 from training.data.splits import hash_parts
 from training.device import choose_device, peak_memory_bytes, share_cores
@@ -48,7 +49,7 @@ class Trainer:
         processes.check_divides(
             {"batch_size": recipe.batch_size, "unlabeled_batch_size": recipe.unlabeled_batch_size}
         )
-        self.recipe = recipe
+        self.recipe = recipe = _name_intensities(recipe)
         self.processes = processes
         self.folder = folder
         self.command = command or shlex.join(["surgseg-train", *sys.argv[1:]])
@@ -248,6 +249,13 @@ def _check_finite(losses: dict[str, float], step: int, folder: Path) -> None:
                 "a finite number",
                 f"Lower optimizer.learning_rate and resume from {folder / LAST}.",
             )
+
+
+def _name_intensities(recipe: Recipe) -> Recipe:
+    """The recipe, saying what its grey levels stand for: where it does not itself, what the readers say."""
+    texts = dict.fromkeys(describe_intensities(data.source) for data in recipe.labeled)
+    text = recipe.intensities or "; ".join(filter(None, texts))
+    return recipe.model_copy(update={"intensities": text})
 
 
 def open_unlabeled(recipe: Recipe, quiet: bool = False) -> list[Pool]:

@@ -22,10 +22,20 @@ READERS = {
     "cholecseg8k": "training.data.cholecseg8k:read",
     "surgical_web_frames": "training.data.surgical_web_frames:read",
     "intermountain": "training.data.intermountain:read",
+    "acdc": "training.data.acdc:read",
+    "openkbp_ct": "training.data.openkbp_ct:read",
+    "ct_nifti": "training.data.ct_nifti:read",
     "folder": "training.data.folder:read",
     "video": "training.data.video_pool:read",
 }
 FILE_READERS = frozenset({"video"})  # PATH may be a file
+OPTION_READERS = frozenset({"ct_nifti"})  # PATH may end in ?key=value&key=value
+# What these readers make of their files, in words for whoever sends pictures to a service.
+INTENSITIES = {
+    "acdc": "training.data.acdc:describe_intensities",
+    "openkbp_ct": "training.data.openkbp_ct:describe_intensities",
+    "ct_nifti": "training.data.ct_nifti:describe_intensities",
+}
 
 
 def open_data(spec: str) -> Sequence[Sample]:
@@ -61,9 +71,28 @@ def read_entries(spec: str) -> Iterator[Sample | DataError]:
             f"Readers: {', '.join(READERS)}.",
         )
     read = find_entry(READERS, "reader", name, "Use the folder reader for data of your own.")
+    path, options = _split_options(name, path)
     root = Path(path)
     if not root.is_dir() and not (name in FILE_READERS and root.is_file()):
         raise DataError(
             f"There is no folder {path}.", f"the root of {name}", "Check the path (docs/datasets.md)."
         )
-    return iter(read(root))
+    return iter(read(root, **options))
+
+
+def describe_intensities(spec: str) -> str:
+    """What the reader of `READER:PATH` makes of its files; empty where it takes pictures as they are."""
+    name, _, path = spec.partition(":")
+    if name not in INTENSITIES:
+        return ""
+    describe = find_entry(INTENSITIES, "reader", name, "Use the folder reader for data of your own.")
+    text: str = describe(**_split_options(name, path)[1])
+    return text
+
+
+def _split_options(name: str, path: str) -> tuple[str, dict[str, str]]:
+    if name not in OPTION_READERS:
+        return path, {}
+    path, _, query = path.partition("?")
+    pairs = [part.partition("=") for part in query.split("&") if part]
+    return path, {key: value for key, _, value in pairs}

@@ -71,10 +71,12 @@ def change_appearance(
 ) -> tuple[Image, Mask]:
     """Colour, shade, smoke, blur, noise, compression, a round view, boxes and a grid, each with its own probability.
 
-    The round view, the boxes and the grid hide what lies under them, in the mask as well.
+    The round view, the boxes and the grid hide what lies under them, in the mask as well. Of colour, smoke and noise a
+    grey picture takes only what is alike in all channels.
     """
+    tint = 0.0 if config.grey else 1.0
     if rng.random() < config.colour:
-        image_hwc = _change_colour(image_hwc, rng)
+        image_hwc = _change_colour(image_hwc, tint, rng)
     if rng.random() < config.grayscale:
         image_hwc = cv2.cvtColor(cv2.cvtColor(image_hwc, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
     if rng.random() < config.shade:
@@ -82,12 +84,12 @@ def change_appearance(
             image_hwc, np.zeros(3), _smooth_field(image_hwc.shape, rng) * rng.uniform(0.3, 0.9)
         )
     if rng.random() < config.smoke:
-        colour = rng.uniform(120, 235) + rng.uniform(-20, 20, 3)
+        colour = rng.uniform(120, 235) + tint * rng.uniform(-20, 20, 3)
         image_hwc = _blend(image_hwc, colour, _smooth_field(image_hwc.shape, rng) * rng.uniform(0.2, 0.8))
     if rng.random() < config.blur:
         image_hwc = _blur(image_hwc, rng)
     if rng.random() < config.noise:
-        image_hwc = _add_noise(image_hwc, rng)
+        image_hwc = _add_noise(image_hwc, 1 if config.grey else 3, rng)
     if rng.random() < config.view_circle:
         image_hwc, mask_hw = _look_through_circle(image_hwc, mask_hw, rng)
     if rng.random() < config.cutout:
@@ -100,8 +102,11 @@ def change_appearance(
     return np.ascontiguousarray(image_hwc), np.ascontiguousarray(mask_hw)
 
 
-def _change_colour(image_hwc: Image, rng: Generator) -> Image:
-    """Gamma, contrast, brightness and white balance by lookup table; hue and saturation in HSV."""
+def _change_colour(image_hwc: Image, tint: float, rng: Generator) -> Image:
+    """Gamma, contrast, brightness and white balance by lookup table; hue and saturation in HSV.
+
+    `tint` is 1, or 0 to leave out what would make channels differ.
+    """
     levels = np.arange(256, dtype=np.float32) / 255
     gamma, contrast, brightness = (
         math.exp(rng.uniform(-0.5, 0.5)),
@@ -109,9 +114,9 @@ def _change_colour(image_hwc: Image, rng: Generator) -> Image:
         rng.uniform(-0.12, 0.12),
     )
     curve = (levels**gamma - 0.5) * contrast + 0.5 + brightness
-    table = curve[:, None] * np.exp(rng.uniform(-0.15, 0.15, 3))[None]
+    table = curve[:, None] * np.exp(tint * rng.uniform(-0.15, 0.15, 3))[None]
     image_hwc = cv2.LUT(image_hwc, (table.clip(0, 1) * 255).astype(np.uint8)[None])
-    if rng.random() < 0.6:
+    if rng.random() < 0.6 and tint:
         hsv = cv2.cvtColor(image_hwc, cv2.COLOR_RGB2HSV)
         shift, saturation = int(rng.integers(-12, 13)), rng.uniform(0.3, 1.5)
         ramp = np.arange(256)
@@ -144,8 +149,9 @@ def _blur(image_hwc: Image, rng: Generator) -> Image:
     return cv2.filter2D(image_hwc, -1, kernel / kernel.sum())
 
 
-def _add_noise(image_hwc: Image, rng: Generator) -> Image:
-    noise = np.empty(image_hwc.shape, np.int16)
+def _add_noise(image_hwc: Image, channels: int, rng: Generator) -> Image:
+    """Gaussian noise of each of so many channels; one is the same for all."""
+    noise = np.empty((*image_hwc.shape[:2], channels), np.int16)
     cv2.setRNGSeed(int(rng.integers(0, 2**31 - 1)))
     cv2.randn(noise, 0, rng.uniform(2, 14))
     return (image_hwc + noise).clip(0, 255).astype(np.uint8)

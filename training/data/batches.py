@@ -19,7 +19,7 @@ from training.data import open_data
 from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
 from training.data.samples import Sample
 from training.data.screening import screen
-from training.data.splits import select_part, take_share
+from training.data.splits import select_part, take_share, take_videos
 from training.distributed import ALONE, Processes
 from training.schedules import progressive_scale
 
@@ -59,7 +59,8 @@ def open_pools(configs: Sequence[DataConfig], labeled: bool = True, quiet: bool 
         if config.split:
             samples = select_part(samples, config.split, config.part)
         if config.share < 1:
-            samples = take_share(samples, config.share, config.share_seed)
+            take = take_videos if config.share_of == "videos" else take_share
+            samples = take(samples, config.share, config.share_seed)
         if config.screen:
             samples = _screen(samples, config, quiet)
         unlabeled = next((sample for sample in samples if sample.load_mask is None), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -12,7 +13,18 @@ import numpy as np
 from service.contract.geometry import Image, Mask
 from service.errors import DataError
 
+if TYPE_CHECKING:
+    from training.data.volumes import Volume
+
 BACKGROUND, INSTRUMENT = 0, 1
+
+
+@dataclass(frozen=True)
+class SlicePlace:
+    """Which slice of a volume a frame is: the `position`-th that the volume has."""
+
+    volume: Volume
+    position: int
 
 
 @dataclass(frozen=True)
@@ -20,13 +32,14 @@ class Sample:
     """A frame that can be loaded when it is needed.
 
     `sample_id` is unique in its data set and starts with `video`, the operation or video it was taken from: splits
-    never cut through a video. `load_mask` is None where the frame is unlabeled.
+    never cut through a video. `load_mask` is None where the frame is unlabeled, `place` where it is of no volume.
     """
 
     sample_id: str
     video: str
     load_image: Callable[[], Image]
     load_mask: Callable[[], Mask] | None = None
+    place: SlicePlace | None = None
 
     def load(self) -> tuple[Image, Mask | None]:
         """RGB uint8 `(H, W, 3)` and class ids uint8 `(H, W)`, or None. Raises DataError naming the frame."""

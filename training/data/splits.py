@@ -85,6 +85,14 @@ def take_share(samples: Sequence[Sample], share: float, seed: int) -> list[Sampl
     return kept
 
 
+def take_videos(samples: Sequence[Sample], share: float, seed: int) -> list[Sample]:
+    """All frames of that share of the videos, at least of one. With the same seed a larger share holds the smaller."""
+    videos = list(dict.fromkeys(sample.video for sample in samples))
+    order = np.random.default_rng(seed).permutation(len(videos))
+    kept = {videos[index] for index in order[: max(1, round(share * len(videos)))]}
+    return [sample for sample in samples if sample.video in kept]
+
+
 def hash_parts(parts: dict[str, Sequence[Sample]]) -> str:
     """SHA-256 over the ids of every part, so that a checkpoint says exactly what it saw."""
     listing = {part: [sample.sample_id for sample in samples] for part, samples in sorted(parts.items())}

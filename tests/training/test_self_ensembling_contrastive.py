@@ -34,10 +34,14 @@ def build(classes: int = 2, **options: Any) -> SelfEnsemblingContrastive:
     return method
 
 
-def wake(network: torch.nn.Module) -> None:
-    """Make a network of random weights predict more than one class."""
-    with torch.no_grad():
+@torch.no_grad()
+def wake(method: SelfEnsemblingContrastive) -> None:
+    """Networks that predict more than one class, though their weights are random, and a teacher unlike its student."""
+    for network in method.segmenters:
         network.classify.weight.mul_(40)
+    for average in (method.teacher, method.teacher_projector):
+        for parameter in average.parameters():
+            parameter.mul_(1 + 0.2 * torch.randn(parameter.shape))
 
 
 def contrast_by_loops(
@@ -80,8 +84,7 @@ def test_the_anatomical_contrast_is_a_loop_over_cells_of_the_same_pseudo_label(
     options: dict[str, Any],
 ) -> None:
     method = build(classes=3, positions=4096, memory=0, projection_width=8, **options)
-    for network in method.segmenters:
-        wake(network)
+    wake(method)
     batch = make_batch(method, classes=3)
     unlabeled, chosen = batch.unlabeled, method.options
     unlabeled.known_nhw[0, 40:60] = 2
@@ -119,6 +122,7 @@ def test_the_anatomical_contrast_is_a_loop_over_cells_of_the_same_pseudo_label(
 
 def test_the_region_contrast_is_a_loop_over_the_same_region_of_every_picture() -> None:
     method = build(sampling="region", grid=(2, 3), memory=0, projection_width=8, contrast_weight=1.0)
+    wake(method)
     batch = make_batch(method)
     unlabeled = batch.unlabeled
     unlabeled.origins_m23[1, 0] = torch.tensor([-1 / 96, 0, 1 - 0.5 / 96])  # the second picture was mirrored

@@ -28,7 +28,7 @@ def pull_groups_together(
     is_pair = (query_groups_v[:, None] != NO_GROUP) & (key_groups_k != NO_GROUP)
     is_same = query_groups_v[:, None] == key_groups_k
     own, other = is_pair & is_same, is_pair & ~is_same
-    # finite where there is no other, because a logsumexp of nothing but infinities has no gradient
+    # finite, because the gradient of a logsumexp of infinities alone is NaN, which nothing but the mask would hide
     against = scores.masked_fill(~other, torch.finfo(scores.dtype).min).logsumexp(dim=1, keepdim=True)
     pair_losses = functional.softplus(against - scores) * own
     query_losses = pair_losses.sum(dim=1) / own.sum(dim=1).clamp(min=1)

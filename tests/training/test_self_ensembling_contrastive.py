@@ -76,7 +76,7 @@ def middle(index: int) -> int:
         {},
         {"labels_from": "student", "unlabeled_view": "weak"},
         {"background": "negatives", "keys_from": "both"},
-        {"confidence": 0.4, "temperature": 0.5, "contrast_weight": 0.3},
+        {"confidence": 0.38, "temperature": 0.5, "contrast_weight": 0.3},
     ],
     ids=lambda options: ",".join(options) or "defaults",
 )

@@ -48,6 +48,10 @@ class OneNetwork(Method):
     def networks(self) -> dict[str, nn.Module]:
         return {"network": self.network}
 
+    @property
+    def averages(self) -> list[WeightAverage]:
+        return [] if self._average is None else [self._average]
+
     def after_step(self, step: int) -> None:
         if self._average is not None:
             self._average.update(self.network)
@@ -86,6 +90,10 @@ class TwoNetworks(Method):
     @property
     def networks(self) -> dict[str, nn.Module]:
         return {"first": self.first, "second": self.second}
+
+    @property
+    def averages(self) -> list[WeightAverage]:
+        return [average for average in (self.first_average, self.second_average) if average is not None]
 
     def after_step(self, step: int) -> None:
         if self.first_average is not None and self.second_average is not None:

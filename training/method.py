@@ -21,13 +21,16 @@ class UnlabeledBatch:
     `weak_nchw` is moved, scaled and turned only. Each of `strong_nchw` has that same geometry, so a pixel is the same
     place in all of them, with its appearance changed strongly (colour, blur, noise, smoke, GridMask, boxes, circle);
     the matching `visible_nhw`, bool `(M, H, W)`, is False where that change hid the picture. `known_nhw`, int64
-    `(M, H, W)`, is the class of what was pasted from labeled pictures ([strong] paste), and 0 elsewhere.
+    `(M, H, W)`, is the class of what was pasted from labeled pictures ([strong] paste), and 0 elsewhere. `origins_m23`,
+    float32 `(M, 2, 3)`, are the affine maps of a pixel (x, y) to its place in the picture that was moved, as a share of
+    its width and height: outside 0 to 1 lies what is beyond the picture.
     """
 
     weak_nchw: Tensor
     strong_nchw: tuple[Tensor, ...]
     visible_nhw: tuple[Tensor, ...]
     known_nhw: Tensor
+    origins_m23: Tensor
 
 
 @dataclass
@@ -96,10 +99,14 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} must name its networks")
 
     @property
+    def averages(self) -> list[WeightAverage]:
+        """The averages of the networks."""
+        return []
+
+    @property
     def segmenters(self) -> list[nn.Module]:
         """Every network and every average of one."""
-        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
-        return [*self.networks.values(), *averages]
+        return [*self.networks.values(), *(average.average for average in self.averages)]
 
     @torch.no_grad()
     def start_from(self, weights: dict[str, Tensor]) -> int:
@@ -108,7 +115,7 @@ class Method(nn.Module):
         Of several networks only the first takes all; the others take the encoder's, because networks that start as one
         have nothing to teach each other.
         """
-        averages = [module.average for module in self.modules() if isinstance(module, WeightAverage)]
+        averages = [average.average for average in self.averages]
         taken = []
         for networks in (list(self.networks.values()), averages):
             for place, network in enumerate(networks):

@@ -135,12 +135,13 @@ class Trainer:
             return normalise(moved).contiguous(memory_format=torch.channels_last)
 
         batch = Batch(to_input(pictures.images), pictures.targets.to(self.device, non_blocking=True))
-        if pictures.weak is not None and pictures.known is not None:
+        if pictures.weak is not None and pictures.known is not None and pictures.origins is not None:
             batch.unlabeled = UnlabeledBatch(
                 to_input(pictures.weak),
                 tuple(to_input(view) for view in pictures.strong),
                 tuple(view.to(self.device, non_blocking=True) for view in pictures.visible),
                 pictures.known.to(self.device, non_blocking=True),
+                pictures.origins.to(self.device, non_blocking=True),
             )
         return batch
 

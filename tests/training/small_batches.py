@@ -26,7 +26,10 @@ def make_batch(method: Method, *, size: tuple[int, int] = (64, 96), classes: int
         for _ in range(method.strong_views)
     )
     known = torch.zeros(2, *size, dtype=torch.int64)
-    return Batch(images, targets, UnlabeledBatch(weak, strong, (visible,) * method.strong_views, known))
+    height, width = size
+    unmoved = torch.tensor([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height]]).repeat(2, 1, 1)
+    unlabeled = UnlabeledBatch(weak, strong, (visible,) * method.strong_views, known, unmoved)
+    return Batch(images, targets, unlabeled)
 
 
 def _draw_bars(

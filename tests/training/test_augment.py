@@ -8,7 +8,14 @@ import pytest
 from service.contract.geometry import fit_image, plan_fit
 from service.contract.model_card import InputSize
 from training.config import AugmentConfig
-from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
+from training.data.augment import (
+    change_appearance,
+    draw_warp,
+    find_origin,
+    paste_instruments,
+    warp,
+    warp_to_canvas,
+)
 
 ALWAYS = AugmentConfig(
     colour=1, grayscale=1, blur=1, noise=1, jpeg=1, smoke=1, view_circle=1, shade=1, cutout=1, paste=1
@@ -33,6 +40,26 @@ def test_picture_and_mask_get_the_same_warp(seed: int) -> None:
     )
     assert warped.shape == (96, 160, 3)
     assert np.mean((warped[:, :, 0] > 100) != (warped_mask > 0)) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_origin_says_where_each_pixel_lay_in_its_picture(seed: int) -> None:
+    rows, columns = np.mgrid[:120, :160]
+    image_hwc = np.stack([columns, rows, np.full_like(rows, 255)], axis=2).astype(np.uint8)
+    matrix = draw_warp(
+        (120, 160), (96, 128), (), AugmentConfig(scale=(0.8, 1.3)), np.random.default_rng(seed)
+    )
+    warped, _ = warp(image_hwc, np.zeros((120, 160), np.uint8), (96, 128), matrix)
+    origin = find_origin(matrix, (120, 160))
+    y, x = np.nonzero(warped[:, :, 2] == 255)  # not mixed with what lies beyond the picture
+    across, down = origin @ np.stack([x, y, np.ones_like(x)])
+    assert len(x) > 1000
+    assert np.abs(across * 160 - 0.5 - warped[y, x, 0]).max() < 1.5  # uint8, and a blur when it is shrunk
+    assert np.abs(down * 120 - 0.5 - warped[y, x, 1]).max() < 1.5
+    beyond = origin @ np.stack(
+        [*np.nonzero((warped == 0).all(axis=2))[::-1], np.ones((warped == 0).all(axis=2).sum())]
+    )
+    assert ((np.abs(beyond - 0.5) > 0.5).any(axis=0) | (np.abs(beyond) < 0.02).any(axis=0)).all()
 
 
 def test_without_randomness_the_warp_is_the_service_fit_up_to_half_a_pixel() -> None:

@@ -26,6 +26,8 @@ CURVES = {
     "min_max_similarity": (),
 }
 STOP_AT = 2
+# so that its contrast counts while all weights are random
+OPTIONS = {"self_ensembling_contrastive": {"confidence": 0.0, "keys_from": "both", "consistency_weight": 1.0}}
 
 
 def recipe_of(folder: Path, method: str) -> Recipe:
@@ -48,7 +50,7 @@ def gradients_of(name: str, processes: Processes) -> dict[str, torch.Tensor]:
     """Losses, gradients and buffers of one float64 step: four labeled pictures, two unlabeled; dropout is on."""
     torch.manual_seed(0)
     network = NETWORK.model_copy(update={"options": {**NETWORK.options, "dropout": 0.3}})
-    method: Method = build_method(name, {}, network, 3).train()
+    method: Method = build_method(name, OPTIONS.get(name, {}), network, 3).train()
     for segmenter in method.segmenters:  # not the heads, whose input every loss makes float32
         segmenter.double()
     batch = make_batch(method, classes=3)

@@ -29,7 +29,21 @@ def warp_to_canvas(
 
     Scale 1 is the service's letterbox fit; what falls outside the picture is black background.
     """
-    height, width = image_hwc.shape[:2]
+    return warp(image_hwc, mask_hw, canvas, draw_warp(mask_hw.shape[:2], canvas, aspect, config, rng))
+
+
+def draw_warp(
+    size: tuple[int, ...],
+    canvas: tuple[int, int],
+    aspect: tuple[float, ...],
+    config: AugmentConfig,
+    rng: Generator,
+) -> np.ndarray:
+    """The affine matrix, float64 `(2, 3)`, of `warp_to_canvas` from a picture's pixels (x, y) to the canvas's.
+
+    `size` and `canvas` are (height, width).
+    """
+    height, width = size
     canvas_height, canvas_width = canvas
     true_aspect = width / height if not aspect else rng.uniform(*aspect)
     true_aspect *= math.exp(rng.uniform(-1, 1) * config.aspect_jitter)
@@ -48,13 +62,28 @@ def warp_to_canvas(
     cosine, sine = math.cos(angle), math.sin(angle)
     linear = np.array([[cosine * stretch_x, -sine * stretch_y], [sine * stretch_x, cosine * stretch_y]])
     offset = np.array(centre) - linear @ np.array([width / 2, height / 2])
-    matrix = np.hstack([linear, offset[:, None]])
-    size = (canvas_width, canvas_height)
-    shrink = max(abs(stretch_x), abs(stretch_y))
+    return np.hstack([linear, offset[:, None]])
+
+
+def warp(image_hwc: Image, mask_hw: Mask, canvas: tuple[int, int], matrix: np.ndarray) -> tuple[Image, Mask]:
+    """Picture and mask on a canvas of (height, width), by a matrix of `draw_warp`."""
+    size = canvas[::-1]
+    shrink = np.linalg.norm(matrix[:, :2], axis=0).max()
     source = cv2.blur(image_hwc, (3, 3)) if shrink < 0.45 else image_hwc  # bilinear alone would alias
     warped = cv2.warpAffine(source, matrix, size, flags=cv2.INTER_LINEAR)
     warped_mask = cv2.warpAffine(mask_hw, matrix, size, flags=cv2.INTER_NEAREST)
     return warped, warped_mask
+
+
+def find_origin(matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Where a warped pixel (x, y) lay in its picture of (height, width): float32 `(2, 3)`, the inverse of `matrix`.
+
+    Places are shares of the picture's width and height, 0 to 1 inside it.
+    """
+    to_share = np.diag(1 / np.array([size[1], size[0]], np.float64))
+    inverse = cv2.invertAffineTransform(matrix)
+    inverse[:, 2] += 0.5  # a pixel's middle
+    return (to_share @ inverse).astype(np.float32)
 
 
 def paste_instruments(

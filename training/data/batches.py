@@ -16,7 +16,14 @@ from service.contract.geometry import Image, Mask
 from service.errors import DataError
 from training.config import DataConfig, Recipe
 from training.data import open_data
-from training.data.augment import change_appearance, paste_instruments, warp_to_canvas
+from training.data.augment import (
+    change_appearance,
+    draw_warp,
+    find_origin,
+    paste_instruments,
+    warp,
+    warp_to_canvas,
+)
 from training.data.samples import Sample
 from training.data.screening import screen
 from training.data.splits import select_part, take_share, take_videos
@@ -46,6 +53,7 @@ class PictureBatch(NamedTuple):
     strong: tuple[Tensor, ...] = ()
     visible: tuple[Tensor, ...] = ()
     known: Tensor | None = None
+    origins: Tensor | None = None
 
 
 def open_pools(configs: Sequence[DataConfig], labeled: bool = True, quiet: bool = False) -> list[Pool]:
@@ -175,12 +183,14 @@ class TrainingBatches(Dataset[PictureBatch | DataError]):
         count = self._recipe.unlabeled_batch_size
         positions = (turn * count + position for position in self._processes.part_of(count))
         rngs = (np.random.default_rng([self._recipe.seed, step, i, UNLABELED]) for i in positions)
-        weak, *strong = zip(*(self._draw_unlabeled(canvas, rng) for rng in rngs), strict=True)
+        views, origins = zip(*(self._draw_unlabeled(canvas, rng) for rng in rngs), strict=True)
+        weak, *strong = zip(*views, strict=True)
         return batch._replace(
             weak=_stack_images([image for image, _ in weak]),
             known=torch.from_numpy(np.stack([known for _, known in weak]).astype(np.int64)),
             strong=tuple(_stack_images([image for image, _ in view]) for view in strong),
             visible=tuple(torch.from_numpy(np.stack([seen for _, seen in view]) > 0) for view in strong),
+            origins=torch.from_numpy(np.stack(origins)),
         )
 
     def _draw_labeled(
@@ -194,18 +204,23 @@ class TrainingBatches(Dataset[PictureBatch | DataError]):
             )
         return change_appearance(image_hwc, mask_hw, config, rng)
 
-    def _draw_unlabeled(self, canvas: tuple[int, int], rng: np.random.Generator) -> list[tuple[Image, Mask]]:
-        """The weak view with the classes of what was pasted, and each strong one with 1 where it is visible."""
+    def _draw_unlabeled(
+        self, canvas: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[list[tuple[Image, Mask]], np.ndarray]:
+        """The weak view with the classes of what was pasted, each strong one with 1 where it is visible; and where
+        their pixels were in the picture."""
         assert self._unlabeled is not None
         config = self._recipe.strong
-        image_hwc, _ = self._warped(self._unlabeled, canvas, 0, rng)
+        whole_hwc, mask_hw, data = self._unlabeled.draw(rng)
+        matrix = draw_warp(mask_hw.shape, canvas, data.aspect, self._recipe.augment, rng)
+        image_hwc, _ = warp(whole_hwc, mask_hw, canvas, matrix)
         known_hw = np.zeros(canvas, np.uint8)
         if rng.random() < config.paste:
             pasted = self._warped(self._labeled, canvas, int(rng.integers(self._parts)), rng)
             image_hwc, known_hw = paste_instruments(image_hwc, known_hw, *pasted)
         everything = np.ones(canvas, np.uint8)
         strong = [change_appearance(image_hwc, everything, config, rng) for _ in range(self._strong_views)]
-        return [(image_hwc, known_hw), *strong]
+        return [(image_hwc, known_hw), *strong], find_origin(matrix, mask_hw.shape)
 
     def _warped(
         self, drawer: Drawer, canvas: tuple[int, int], part: int, rng: np.random.Generator

@@ -17,16 +17,23 @@ class PseudoLabels(NamedTuple):
 
 
 @torch.no_grad()
-def make_pseudo_labels(network: nn.Module, images_nchw: Tensor, known_nhw: Tensor) -> PseudoLabels:
-    """The most probable class of every pixel, without gradient; where `known_nhw` is not 0, that class for certain.
+def predict(network: nn.Module, images_nchw: Tensor) -> Tensor:
+    """The logits `(N, C, H, W)`, float32 and without gradient, of a network that is being trained.
 
-    `network` predicts in eval mode, as it will when it is used, and is then put back into the mode it was in: labels
-    carry no dropout noise, do not depend on what else is in the batch, and leave BatchNorm's statistics alone.
+    It predicts in eval mode, as it will when it is used, and is then put back into the mode it was in: labels made of
+    it carry no dropout noise, do not depend on what else is in the batch, and leave BatchNorm's statistics alone.
     """
     was_training = network.training
     network.eval()
-    confidence, targets = network(images_nchw).float().softmax(dim=1).max(dim=1)
+    logits_nchw: Tensor = network(images_nchw).float()
     network.train(was_training)
+    return logits_nchw
+
+
+@torch.no_grad()
+def make_pseudo_labels(network: nn.Module, images_nchw: Tensor, known_nhw: Tensor) -> PseudoLabels:
+    """The most probable class of every pixel, without gradient; where `known_nhw` is not 0, that class for certain."""
+    confidence, targets = predict(network, images_nchw).softmax(dim=1).max(dim=1)
     is_known = known_nhw > 0
     return PseudoLabels(torch.where(is_known, known_nhw, targets), confidence.masked_fill(is_known, 1.0))
 

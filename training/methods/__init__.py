@@ -15,6 +15,7 @@ METHODS = {
     "unimatch": "training.methods.unimatch:UniMatch",
     "distillation": "training.methods.distillation:Distillation",
     "min_max_similarity": "training.methods.min_max_similarity:MinMaxSimilarity",
+    "self_ensembling_contrastive": "training.methods.self_ensembling_contrastive:SelfEnsemblingContrastive",
 }
 
 

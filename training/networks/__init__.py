@@ -6,6 +6,7 @@ feature maps from fine to coarse, `head(features, size)` turns them into logits,
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from training.registry import find_entry
@@ -21,6 +22,16 @@ def build_network(name: str, classes: int, options: dict[str, object] | None = N
     network_class = find_entry(NETWORKS, "network", name, "Check [network] name in the recipe.")
     network: nn.Module = network_class(classes=classes, **(options or {}))
     return network
+
+
+@torch.no_grad()
+def measure_features(network: nn.Module) -> dict[int, tuple[int, int]]:
+    """Of every map of `features`, by its stride: its place among them and its channels."""
+    side, was_training = 128, network.training
+    device = next(network.parameters()).device
+    maps = network.eval().features(torch.zeros(1, 3, side, side, device=device))
+    network.train(was_training)
+    return {side // values.shape[2]: (place, values.shape[1]) for place, values in enumerate(maps)}
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -1,4 +1,8 @@
-"""The heads of Min-Max Similarity that describe the positions of a score map, arXiv 2203.15177."""
+"""Heads that only contrast needs.
+
+`Projector` and `Classifier` are those of Min-Max Similarity (arXiv 2203.15177), which describe the positions of a score
+map; `VectorProjector` describes vectors of an encoder.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,13 @@ class Classifier(nn.Sequential):
 
     def __init__(self, scores: int) -> None:
         super().__init__(*_halve(scores, 8), *_halve(8, 16), *_halve(16, 32))
+
+
+class VectorProjector(nn.Sequential):
+    """Vectors `(V, C)` to `(V, width)`: two layers, as in MoCo v2 (Chen et al., 2020)."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(nn.Linear(channels, channels), nn.ReLU(inplace=True), nn.Linear(channels, width))
 
 
 def _halve(channels: int, out_channels: int) -> tuple[nn.Module, ...]:

@@ -84,6 +84,7 @@ def create_app(
     if settings.scene:
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
+    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
     return app
 
 

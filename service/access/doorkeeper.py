@@ -31,14 +31,22 @@ class Visit:
 
 
 class Guest:
-    """A token and how much of its limits it has used; it outlives a change of the file that leaves its line alone."""
+    """A token and how much of its limits it has used; it outlives changes of its line, as long as the hash stays."""
 
     def __init__(self, token: Token) -> None:
-        limits = token.limits
-        self.token = token
         self.sockets = 0
-        self.requests = _make_bucket(limits.requests_per_s)
-        self.bytes = _make_bucket(limits.bytes_per_s)
+        self._take(token)
+
+    def change(self, token: Token) -> None:
+        """Go by another line of the same hash; what has been used counts on where the limits are the same."""
+        if token.limits != self.token.limits:
+            self._take(token)
+        self.token = token
+
+    def _take(self, token: Token) -> None:
+        self.token = token
+        self.requests = _make_bucket(token.limits.requests_per_s)
+        self.bytes = _make_bucket(token.limits.bytes_per_s)
 
 
 class Doorkeeper:
@@ -52,14 +60,18 @@ class Doorkeeper:
         is_private: bool = True,
     ) -> None:
         """Without `tokens` nobody needs one. `origins` and `is_private`: see `check_origin`."""
-        self._guests = None if tokens is None else {token: Guest(token) for token in tokens}
+        self._guests: dict[str, Guest] | None = None
+        if tokens is not None:
+            self.replace_tokens(tokens)
         self._origins = origins
         self._is_private = is_private and tokens is None
 
     def replace_tokens(self, tokens: Iterable[Token]) -> None:
-        """Go by other tokens from now on; what the same line has used stays used."""
-        known = self._guests or {}
-        self._guests = {token: known.get(token) or Guest(token) for token in tokens}
+        """Go by other tokens from now on."""
+        known, self._guests = self._guests or {}, {}
+        for token in tokens:
+            guest = self._guests[token.digest] = known.get(token.digest) or Guest(token)
+            guest.change(token)
 
     def admit(self, visit: Visit, now: float, today: date) -> Guest | None:
         """Whose token it is; None where nobody needs one.
@@ -79,9 +91,11 @@ class Doorkeeper:
             _check_limits(guest, visit, now)
         return guest
 
-    def may_stay(self, guest: Guest, today: date) -> bool:
-        """Whether a token that was let in is still good: its line is there as it was, and it has not expired."""
-        return guest.token in (self._guests or {}) and guest.token.is_valid(today)
+    def may_stay(self, guest: Guest, visit: Visit, today: date) -> bool:
+        """Whether the token that a visit was let in with would still let it in."""
+        is_known = self._guests is not None and self._guests.get(guest.token.digest) is guest
+        needed = scopes_for(visit.kind, visit.method, visit.path) or frozenset()
+        return is_known and guest.token.is_valid(today) and bool(guest.token.scopes & needed)
 
     def _recognise(self, visit: Visit, today: date) -> Guest | None:
         needed = scopes_for(visit.kind, visit.method, visit.path)
@@ -89,14 +103,14 @@ class Doorkeeper:
             return None
         if not visit.secret:
             raise _unauthorized("The request has no token.")
-        token = find_token(self._guests, visit.secret)
+        token = find_token((guest.token for guest in self._guests.values()), visit.secret)
         if token is None:
             raise _unauthorized("The token is not known here.")
         if not token.is_valid(today):
             raise _unauthorized(f"The token {token.name} expired on {token.expires_on}.")
         if not token.scopes & needed:
             raise _forbidden(token, needed)
-        return self._guests[token]
+        return self._guests[token.digest]
 
 
 @contextmanager

@@ -47,7 +47,7 @@ class Gate:
         self._doorkeeper = doorkeeper
         self._telemetry = telemetry
         self._tokens = tokens
-        self._stays: dict[asyncio.Timeout, Guest] = {}
+        self._stays: dict[asyncio.Timeout, tuple[Guest, Visit]] = {}
         self._lines = TokenBucket(1.0, 20.0)
 
     def wrap(self, app: ASGIApp) -> ASGIApp:
@@ -67,8 +67,8 @@ class Gate:
             await asyncio.sleep(_LOOK_EVERY_S)
             await self._read_tokens(self._tokens)
             today = _today()
-            for stay, guest in list(self._stays.items()):
-                if not self._doorkeeper.may_stay(guest, today):
+            for stay, (guest, visit) in list(self._stays.items()):
+                if not self._doorkeeper.may_stay(guest, visit, today):
                     del self._stays[stay]
                     stay.reschedule(asyncio.get_running_loop().time())
 
@@ -101,14 +101,14 @@ class Gate:
         if visit.kind == "http":
             await app(scope, receive, send)
         else:
-            await self._serve_socket(app, scope, receive, send, guest)
+            await self._serve_socket(app, scope, receive, send, guest, visit)
 
     async def _serve_socket(
-        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, guest: Guest
+        self, app: ASGIApp, scope: Scope, receive: Receive, send: Send, guest: Guest, visit: Visit
     ) -> None:
         """Until it ends, or the token does."""
         stay = asyncio.timeout(None)
-        self._stays[stay] = guest
+        self._stays[stay] = guest, visit
         with seated(guest):
             try:
                 async with stay:

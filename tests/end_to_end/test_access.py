@@ -112,6 +112,10 @@ def test_every_address_of_the_service_is_in_these_tables(small_bundle: Path) -> 
     assert {path.replace("{stream_id}", "none") for path in served} <= {path for _, path in HTTP}
     for (method, path), needed in HTTP.items():
         assert scopes_for("http", method, path) == needed
+        operation = app.openapi()["paths"].get(path.replace("none", "{stream_id}"), {}).get(method.lower())
+        if operation is not None:
+            ways = operation.get("security", [])
+            assert {scope for way in ways for scope in way.get("bearer", ())} == set(needed or ())
     for path, needed in SOCKETS.items():
         assert scopes_for("websocket", "GET", path.partition("?")[0]) == needed
 

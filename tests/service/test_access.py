@@ -194,7 +194,7 @@ def test_a_changed_file_revokes_and_forgets_no_use_of_limits() -> None:
     doorkeeper = Doorkeeper([stays, goes])
     guests = [doorkeeper.admit(visit(secret=secret), 0.0, TODAY) for secret in "sg"]
     doorkeeper.replace_tokens([make_token("n", Scope.VIEW), stays])
-    assert [doorkeeper.may_stay(guest, TODAY) for guest in guests if guest] == [True, False]
+    assert [doorkeeper.may_stay(guest, visit(), TODAY) for guest in guests if guest] == [True, False]
     doorkeeper.admit(visit(secret="n"), 0.0, TODAY)
     with pytest.raises(UnauthorizedError):
         doorkeeper.admit(visit(secret="g"), 0.0, TODAY)
@@ -202,15 +202,20 @@ def test_a_changed_file_revokes_and_forgets_no_use_of_limits() -> None:
         doorkeeper.admit(visit(secret="s"), 0.0, TODAY)
 
 
-def test_who_has_fewer_scopes_than_before_or_has_expired_may_not_stay() -> None:
-    token = make_token("s", Scope.VIEW, Scope.PUSH, expires_on=TODAY)
-    doorkeeper = Doorkeeper([token])
+def test_an_open_stream_outlives_a_change_of_its_line_unless_it_takes_the_scope() -> None:
+    doorkeeper = Doorkeeper([make_token("s", Scope.VIEW, Scope.PUSH, expires_on=TODAY)])
     guest = doorkeeper.admit(visit(secret="s"), 0.0, TODAY)
     assert guest is not None
-    assert doorkeeper.may_stay(guest, TODAY)
-    assert not doorkeeper.may_stay(guest, date(2026, 7, 2))
-    doorkeeper.replace_tokens([make_token("s", Scope.VIEW, expires_on=TODAY)])
-    assert not doorkeeper.may_stay(guest, TODAY)
+    with seated(guest):
+        assert doorkeeper.may_stay(guest, visit(), TODAY)
+        assert not doorkeeper.may_stay(guest, visit(), date(2026, 7, 2))
+        doorkeeper.replace_tokens([make_token("s", Scope.VIEW, limits=Limits(streams=1))])
+        assert doorkeeper.may_stay(guest, visit(), date(2026, 7, 2))
+        with pytest.raises(TooManyRequestsError, match="1 WebSockets"):
+            doorkeeper.admit(visit("websocket", "/v1/scene", secret="s"), 0.0, TODAY)
+        assert not doorkeeper.may_stay(guest, visit("websocket", "/v1/stream"), TODAY)
+        doorkeeper.replace_tokens([make_token("s", Scope.PUSH)])
+        assert not doorkeeper.may_stay(guest, visit(), TODAY)
 
 
 def test_a_visit_does_not_show_its_token() -> None:

@@ -34,19 +34,19 @@ class Guest:
     """A token and how much of its limits it has used; it outlives changes of its line, as long as the hash stays."""
 
     def __init__(self, token: Token) -> None:
+        self.token = token
         self.sockets = 0
-        self._take(token)
+        self._make_buckets()
 
     def change(self, token: Token) -> None:
         """Go by another line of the same hash; what has been used counts on where the limits are the same."""
-        if token.limits != self.token.limits:
-            self._take(token)
-        self.token = token
+        before, self.token = self.token, token
+        if token.limits != before.limits:
+            self._make_buckets()
 
-    def _take(self, token: Token) -> None:
-        self.token = token
-        self.requests = _make_bucket(token.limits.requests_per_s)
-        self.bytes = _make_bucket(token.limits.bytes_per_s)
+    def _make_buckets(self) -> None:
+        self.requests = _make_bucket(self.token.limits.requests_per_s)
+        self.bytes = _make_bucket(self.token.limits.bytes_per_s)
 
 
 class Doorkeeper:

@@ -4,74 +4,39 @@ from __future__ import annotations
 
 import base64
 import json
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import cv2
 import httpx
-import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from service.access.scopes import ANY, Scope, scopes_for
+from service.access.scopes import Scope, scopes_for
 from service.access.token_file import add_token, remove_token
-from service.access.tokens import Limits, Token, hash_secret, make_secret
+from service.access.tokens import Token, hash_secret, make_secret
 from service.api.sockets import SUBPROTOCOL
 from service.app import create_app
 from service.client import Client
 from service.errors import ForbiddenError, TooManyRequestsError, UnauthorizedError
 from service.settings import Settings
-from tests.conftest import REPOSITORY, Server, start_server
+from tests.access_rig import (
+    HTTP,
+    NAMES,
+    PICTURE,
+    SECRETS,
+    SOCKETS,
+    bearer,
+    make_token,
+    metric,
+    open_socket,
+    refuse,
+    run_command,
+    wait_until,
+)
+from tests.conftest import Server, start_server
 from tests.sources import write_codes
-
-PICTURE = cv2.imencode(".jpg", np.full((72, 128, 3), 200, np.uint8))[1].tobytes()
-NAMES: dict[str, tuple[tuple[Scope, ...], Limits]] = {
-    "pusher": ((Scope.PUSH,), Limits()),
-    "viewer": ((Scope.VIEW,), Limits()),
-    "operator": ((Scope.OPERATE,), Limits()),
-    "everything": (tuple(Scope), Limits()),
-    "leaver": ((Scope.PUSH,), Limits()),
-    "hasty": ((Scope.VIEW,), Limits(requests_per_s=0.2)),
-    "single": ((Scope.PUSH,), Limits(streams=1)),
-    "small": ((Scope.PUSH,), Limits(max_bytes=2000)),
-    "slow": ((Scope.PUSH,), Limits(bytes_per_s=20_000)),
-}
-SECRETS = {name: make_secret() for name in NAMES}
-HTTP = {
-    ("GET", "/healthz"): None,
-    ("GET", "/readyz"): ANY,
-    ("GET", "/"): ANY,
-    ("GET", "/docs"): ANY,
-    ("GET", "/openapi.json"): ANY,
-    ("GET", "/viewer.js"): ANY,
-    ("GET", "/v1/model"): ANY,
-    ("GET", "/metrics"): {Scope.VIEW},
-    ("GET", "/v1/streams"): {Scope.VIEW},
-    ("GET", "/v1/streams/none"): {Scope.VIEW},
-    ("POST", "/v1/segment"): {Scope.PUSH},
-    ("POST", "/v1/streams"): {Scope.OPERATE},
-    ("DELETE", "/v1/streams/none"): {Scope.OPERATE},
-}
-SOCKETS = {
-    "/v1/stream": {Scope.PUSH},
-    "/v1/streams/none/masks": {Scope.VIEW},
-    "/v1/scene?width=128&height=64": {Scope.VIEW},
-}
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {SECRETS[name]}"}
-
-
-def make_token(name: str) -> Token:
-    scopes, limits = NAMES[name]
-    return Token(name, frozenset(scopes), hash_secret(SECRETS[name]), limits=limits)
 
 
 @pytest.fixture(scope="module")
@@ -93,17 +58,6 @@ def guarded(small_bundle: Path, tokens: Path) -> Iterator[Server]:
     )
     yield running
     assert running.stop() == 0
-
-
-def open_socket(server: Server, path: str, **options: Any) -> ClientConnection:
-    return connect(server.ws_url + path, open_timeout=30, close_timeout=1, **options)
-
-
-def refuse(server: Server, path: str, **options: Any) -> Any:
-    """The answer to a handshake that is refused."""
-    with pytest.raises(InvalidStatus) as caught, open_socket(server, path, **options):
-        pass
-    return caught.value.response
 
 
 def test_every_address_of_the_service_is_in_these_tables(small_bundle: Path) -> None:
@@ -222,17 +176,6 @@ def test_the_client_shows_its_token_and_names_what_is_wrong(guarded: Server) -> 
             stranger.stream()
 
 
-def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "service", *arguments],
-        cwd=REPOSITORY,
-        env={"PATH": "/usr/bin:/bin", **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 def test_the_commands_take_a_token_from_a_file_or_the_environment(guarded: Server, tmp_path: Path) -> None:
     write_codes(tmp_path / "clip.ts", range(5))
     (tmp_path / "token").write_text(SECRETS["pusher"] + "\n")
@@ -297,20 +240,8 @@ def test_whoever_sends_more_bytes_than_it_may_is_held_back_and_loses_nothing(gua
         assert time.monotonic() - started_at > 0.9
 
 
-def wait_until(is_so: Callable[[], bool], timeout_s: float = 15.0) -> None:
-    gives_up_at = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < gives_up_at, "it did not come about in time"
-        time.sleep(0.1)
-
-
 def status_of(server: Server, name: str) -> int:
     return httpx.get(f"{server.url}/v1/model", headers=bearer(name)).status_code
-
-
-def metric(server: Server, line: str) -> float:
-    text = httpx.get(f"{server.url}/metrics", headers=bearer("viewer")).text
-    return float(next(each for each in text.splitlines() if each.startswith(line)).split()[-1])
 
 
 def test_tokens_are_rotated_without_a_restart(guarded: Server, tokens: Path) -> None:

@@ -1,4 +1,4 @@
-"""surgseg serve | segment | stream | bench. Each command's module is imported only when it is chosen."""
+"""The commands serve, segment, stream, bench, token and ready. Each one's module is imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _COMMANDS = {
     "serve": ("service.server", "run_server", "serve masks over HTTP and WebSocket"),
     "segment": ("service.offline", "run", "segment pictures, folders and videos without a service"),
     "stream": ("service.push", "run", "push a video file to a running service"),
+    "token": ("service.token_command", "run", "make, list and revoke tokens"),
+    "ready": ("service.readiness", "run", "ask a running service whether it is ready, for probes"),
     "bench": ("service.bench.command", "run", "measure the service: streams, pictures, scenarios"),
 }
 

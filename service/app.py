@@ -17,7 +17,11 @@ from fastapi.staticfiles import StaticFiles
 from starlette.routing import Match, Mount
 from starlette.types import Scope
 
+from service.access.doorkeeper import Doorkeeper
+from service.access.origins import is_loopback
+from service.access.token_file import TokenFile
 from service.api import health, images, reference, scene, sockets, streams
+from service.api.gate import Gate
 from service.api.problems import install_problem_handlers
 from service.backends import open_backend
 from service.backends.base import Backend
@@ -39,7 +43,9 @@ def create_app(
     on_ready: Callable[[], None] = lambda: None,
     on_fatal: Callable[[BaseException], None] | None = None,
 ) -> FastAPI:
-    """The whole service as an ASGI application. Raises BundleError when the bundle cannot be trusted.
+    """The whole service as an ASGI application.
+
+    Raises BundleError when the bundle cannot be trusted, InvalidRequestError when the file of tokens cannot be read.
 
     The backend is opened once the application runs, off the event loop: until then /healthz answers, /readyz
     and the rest say 503. `on_ready` is called on the event loop; `on_fatal` from any thread, when the
@@ -48,6 +54,7 @@ def create_app(
     """
     bundle = _open_bundle(settings)
     telemetry = Telemetry(settings.batch_sizes)
+    gate = _make_gate(settings, telemetry)
     fatal = on_fatal or _end_process
     pipeline = Pipeline(
         bundle,
@@ -61,7 +68,7 @@ def create_app(
         title="surgseg",
         version=version("surgseg"),
         summary="Surgical video in, instrument masks out.",
-        lifespan=_live_with(pipeline, telemetry, on_ready, fatal),
+        lifespan=_live_with(pipeline, telemetry, gate, on_ready, fatal),
         docs_url=None,
         redoc_url=None,
     )
@@ -71,12 +78,24 @@ def create_app(
     app.state.draining = asyncio.Event()
     app.state.picture_threads = anyio.CapacityLimiter(settings.max_requests)
     install_problem_handlers(app)
+    app.add_middleware(gate.wrap)
     for part in (images, streams, sockets, health, reference):
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
+    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
     return app
+
+
+def _make_gate(settings: Settings, telemetry: Telemetry) -> Gate:
+    tokens = None if settings.tokens is None else TokenFile(settings.tokens)
+    doorkeeper = Doorkeeper(
+        None if tokens is None else tokens.read(),
+        origins=settings.origins,
+        is_private=is_loopback(settings.host),
+    )
+    return Gate(doorkeeper, telemetry, tokens)
 
 
 def _open_bundle(settings: Settings) -> Bundle:
@@ -104,6 +123,7 @@ def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
 def _live_with(
     pipeline: Pipeline,
     telemetry: Telemetry,
+    gate: Gate,
     on_ready: Callable[[], None],
     on_fatal: Callable[[BaseException], None],
 ) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
@@ -112,12 +132,22 @@ def _live_with(
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(_start(pipeline, telemetry, on_ready, on_fatal))
+        watching = asyncio.create_task(_watch(gate, on_fatal))
         yield
         app.state.draining.set()
         starting.cancel()
+        watching.cancel()
         await asyncio.to_thread(pipeline.stop, STOP_TIMEOUT_S)
 
     return lifespan
+
+
+async def _watch(gate: Gate, on_fatal: Callable[[BaseException], None]) -> None:
+    """A gate that nobody watches would let in whoever was sent away."""
+    try:
+        await gate.watch()
+    except Exception as error:  # noqa: BLE001 - as above, whatever it is
+        on_fatal(error)
 
 
 class _WebMount(Mount):

@@ -22,7 +22,6 @@ service fetches itself, such as a camera's.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,19 +30,19 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 
+from service.answers import describe_foreign, read_json, read_problem
 from service.contract.geometry import Image, Mask
 from service.contract.masks import MaskFormat, decode_mask
+from service.credentials import Credentials
 from service.errors import (
     InvalidPictureError,
     InvalidRequestError,
-    StreamError,
-    SurgsegError,
     UnavailableError,
 )
 from service.mask_receiver import EventHandler, MaskReceiver
 from service.mask_socket import connect_ready
 from service.mask_stream import MaskStream
-from service.wire import Codec, Mode, encode_picture, rebuild_error
+from service.wire import Codec, Mode, encode_picture
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 
@@ -84,11 +83,28 @@ class Client:
     the error that the service named.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
-        """`url` is the service's address, such as http://127.0.0.1:8000 (https, ws and wss work too)."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 30.0,
+        token: str | None = None,
+        authority: str | Path | None = None,
+    ) -> None:
+        """`url` is the service's address, such as http://127.0.0.1:8000 (https, ws and wss work too).
+
+        `token` is what the service's operator gave you. `authority` is a PEM file of certificates to trust, where
+        the service's own is from a hospital's authority that this machine does not know.
+        """
         self._http_url, self._stream_url = _split_url(url)
         self._timeout_s = timeout_s
-        self._http = httpx.Client(base_url=self._http_url, timeout=timeout_s)
+        self._credentials = Credentials(token, None if authority is None else Path(authority))
+        self._http = httpx.Client(
+            base_url=self._http_url,
+            timeout=timeout_s,
+            headers=self._credentials.headers(),
+            verify=self._credentials.verify(),
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -102,12 +118,12 @@ class Client:
 
     def model(self) -> dict[str, Any]:
         """The card of the model that the service runs."""
-        card: dict[str, Any] = _read_json(self._request("GET", "/v1/model"))
+        card: dict[str, Any] = read_json(self._request("GET", "/v1/model"))
         return card
 
     def streams(self) -> list[dict[str, Any]]:
         """The streams that are open, each with its `id` and what it has `received`, `segmented` and `dropped`."""
-        accounts: list[dict[str, Any]] = _read_json(self._request("GET", "/v1/streams"))
+        accounts: list[dict[str, Any]] = read_json(self._request("GET", "/v1/streams"))
         return accounts
 
     def segment(
@@ -123,7 +139,7 @@ class Client:
         try:
             mask_hw = decode_mask(answer.content, mask)
         except ValueError as error:
-            raise _not_ours(answer, f"a {mask} mask") from error
+            raise describe_foreign(answer, f"a {mask} mask") from error
         timing_ms = {
             name: float(value)
             for name, value in _SERVER_TIMING.findall(answer.headers.get("server-timing", ""))
@@ -150,7 +166,13 @@ class Client:
         query = urlencode({"codec": codec, "mask": mask, "mode": mode, **terms})
         url = f"{self._stream_url}/v1/stream?{query}"
         return _open_stream(
-            url, codec=codec, mode=mode, on_event=on_event, capacity=capacity, timeout_s=self._timeout_s
+            url,
+            self._credentials,
+            codec=codec,
+            mode=mode,
+            on_event=on_event,
+            capacity=capacity,
+            timeout_s=self._timeout_s,
         )
 
     def open_pulled(
@@ -169,7 +191,7 @@ class Client:
         `loop` are for files. The stream stays open until `close_stream`.
         """
         order = {"url": url, "mode": mode, "transport": transport, "loop": loop, "name": name, **terms}
-        opened: dict[str, Any] = _read_json(self._request("POST", "/v1/streams", json=order))
+        opened: dict[str, Any] = read_json(self._request("POST", "/v1/streams", json=order))
         return opened
 
     def masks(
@@ -186,7 +208,7 @@ class Client:
         """
         path = f"/v1/streams/{quote(stream_id, safe='')}/masks?{urlencode({'mask': mask})}"
         url = self._stream_url + path
-        with connect_ready(url, capacity, self._timeout_s) as (socket, connection, ready):
+        with connect_ready(url, self._credentials, capacity, self._timeout_s) as (socket, connection, ready):
             return MaskReceiver(
                 socket,
                 connection.pop_all(),
@@ -213,13 +235,20 @@ class Client:
             ) from error
         if answer.is_success:
             return answer
-        raise _read_problem(answer)
+        raise read_problem(answer)
 
 
 def _open_stream(
-    url: str, *, codec: Codec, mode: Mode, on_event: EventHandler | None, capacity: int, timeout_s: float
+    url: str,
+    credentials: Credentials,
+    *,
+    codec: Codec,
+    mode: Mode,
+    on_event: EventHandler | None,
+    capacity: int,
+    timeout_s: float,
 ) -> MaskStream:
-    with connect_ready(url, capacity, timeout_s) as (socket, connection, ready):
+    with connect_ready(url, credentials, capacity, timeout_s) as (socket, connection, ready):
         return MaskStream(
             socket,
             connection.pop_all(),
@@ -263,29 +292,3 @@ def _read_picture(image: Image | bytes | str | Path) -> bytes:
                 f"{image} cannot be read ({error.strerror}).", "a picture file", "Check the path."
             ) from error
     return encode_picture(image, "png")
-
-
-def _read_problem(answer: httpx.Response) -> SurgsegError:
-    try:
-        problem = answer.json()
-    except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        return _not_ours(answer, "an answer or a problem document")
-    return rebuild_error(problem)
-
-
-def _read_json(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
-    except json.JSONDecodeError as error:
-        raise _not_ours(answer, "JSON") from error
-
-
-def _not_ours(answer: httpx.Response, expected: str) -> StreamError:
-    kind = answer.headers.get("content-type", "nothing")
-    return StreamError(
-        f"{answer.url} answered {answer.status_code} with {kind}.",
-        expected,
-        "Check that the address is that of a surgseg service of the same version.",
-    )

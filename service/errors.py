@@ -62,6 +62,14 @@ class InvalidRequestError(SurgsegError):
     status = 400
 
 
+class UnauthorizedError(SurgsegError):
+    """No token came, or none that is valid here."""
+
+    slug = "unauthorized"
+    title = "A valid token is needed"
+    status = 401
+
+
 class ForbiddenError(SurgsegError):
     """Something that this service's operator does not allow."""
 
@@ -94,6 +102,18 @@ class OverloadedError(SurgsegError):
     status = 503
 
     def __init__(self, found: str, expected: str, remedy: str, retry_after_s: float = 5.0) -> None:
+        super().__init__(found, expected, remedy)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequestsError(SurgsegError):
+    """A token's own limit is met; `retry_after_s` is when to try again."""
+
+    slug = "too-many-requests"
+    title = "This token's limit is met"
+    status = 429
+
+    def __init__(self, found: str, expected: str, remedy: str, retry_after_s: float = 1.0) -> None:
         super().__init__(found, expected, remedy)
         self.retry_after_s = retry_after_s
 

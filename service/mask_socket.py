@@ -10,13 +10,14 @@ from typing import Any
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from service.credentials import Credentials
 from service.errors import InvalidRequestError, StreamError, SurgsegError, UnavailableError
 from service.wire import rebuild_error, unpack_event
 
 
 @contextmanager
 def connect_ready(
-    url: str, capacity: int, timeout_s: float
+    url: str, credentials: Credentials, capacity: int, timeout_s: float
 ) -> Iterator[tuple[ClientConnection, ExitStack, dict[str, Any]]]:
     """Connect, and wait for the service's `ready`; the socket is closed unless its stack is taken over.
 
@@ -25,13 +26,22 @@ def connect_ready(
     if capacity < 1:
         raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
     with ExitStack() as stack:
-        socket = _connect(stack, url, timeout_s)
+        socket = _connect(stack, url, credentials, timeout_s)
         yield socket, stack, _read_ready(socket, url, timeout_s)
 
 
-def _connect(stack: ExitStack, url: str, timeout_s: float) -> ClientConnection:
+def _connect(stack: ExitStack, url: str, credentials: Credentials, timeout_s: float) -> ClientConnection:
     try:
-        return stack.enter_context(connect(url, open_timeout=timeout_s, compression=None, max_size=None))
+        return stack.enter_context(
+            connect(
+                url,
+                open_timeout=timeout_s,
+                compression=None,
+                max_size=None,
+                ssl=credentials.verify() if url.startswith("wss:") else None,
+                additional_headers=credentials.headers(),
+            )
+        )
     except InvalidStatus as error:
         raise _read_refusal(url, error) from error
     except (OSError, WebSocketException) as error:

@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike
 from service.client import Client
 from service.contract.geometry import Image
 from service.contract.masks import MASK_FORMATS, MaskFormat
-from service.errors import InvalidRequestError
+from service.credentials import add_credential_arguments, read_credentials
+from service.errors import ForbiddenError, InvalidRequestError
 from service.mask_receiver import MaskMessage
 from service.mask_stream import MaskStream
 from service.output_files import make_folder, write_whole
@@ -63,8 +64,15 @@ class PushReport:
         self.dropped, self.received, self.skipped = dict(message.dropped), message.received, message.skipped
 
     def settle(self, client: Client, stream: MaskStream) -> None:
-        """Take the service's own account of a stream that is still open: frames dropped after the last mask count."""
-        for account in client.streams():
+        """Take the service's own account of a stream that is still open: frames dropped after the last mask count.
+
+        Without a token that may view, the account that came with the last mask stays.
+        """
+        try:
+            accounts = client.streams()
+        except ForbiddenError:
+            return
+        for account in accounts:
             if account["id"] == stream.ready["stream"]:
                 self.received, self.dropped = account["received"], dict(account["dropped"])
 
@@ -172,6 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--mask", choices=MASK_FORMATS, default="png", help="form of the masks (png)")
     parser.add_argument("--loop", type=int, default=1, metavar="N", help="play the file N times")
+    add_credential_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -190,7 +199,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         pictures = time_video(arguments.file, arguments.fps, arguments.loop)
     first = next(pictures)  # a file that cannot be read fails before a stream is opened
-    with Client(arguments.url) as client, client.stream(codec=codec, mask=mask, mode=mode) as stream:
+    with _connect(arguments) as client, client.stream(codec=codec, mask=mask, mode=mode) as stream:
         report = push_pictures(
             stream,
             chain([first], pictures),
@@ -202,6 +211,11 @@ def run(arguments: argparse.Namespace) -> int:
         print(file=sys.stderr)
     print(report.table())
     return 0
+
+
+def _connect(arguments: argparse.Namespace) -> Client:
+    credentials = read_credentials(arguments)
+    return Client(arguments.url, token=credentials.token, authority=credentials.authority)
 
 
 def _check_order(path: Path, codec: str, mode: Mode) -> None:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -17,10 +18,11 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from service.access.origins import is_loopback
 from service.app import STOP_TIMEOUT_S, create_app
 from service.errors import InvalidRequestError, SurgsegError
+from service.logs import set_up_logging
 from service.settings import Settings, load_settings
-from service.telemetry import set_up_logging
 
 _log = logging.getLogger("surgseg")
 _FAILURE_TIMEOUT_S = 10.0
@@ -93,10 +95,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_server(args: argparse.Namespace) -> int:
     """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
     settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
-    set_up_logging(settings.log_level)
+    set_up_logging(settings.log_level, settings.log_format)
+    _check_exposure(settings)
+    certificate = _load_certificate(settings)
     listener = _listen(settings.host, settings.port, settings.viewer_timeout_s)
     with listener:
-        server = _make_server(settings, listener)
+        server = _make_server(settings, listener, certificate)
         server.run(sockets=[listener])
     if server.failure is not None:
         if isinstance(server.failure, SurgsegError) and not server.is_ready:
@@ -106,13 +110,57 @@ def run_server(args: argparse.Namespace) -> int:
     return 130 if server.signal == signal.SIGINT else 0
 
 
-def _make_server(settings: Settings, listener: socket.socket) -> _Server:
+def _check_exposure(settings: Settings) -> None:
+    """Raise InvalidRequestError where others than this machine would be served and nobody said that they may be."""
+    if is_loopback(settings.host):
+        return
+    if settings.tokens is None and not settings.open:
+        raise InvalidRequestError(
+            f"The host is {settings.host}, so others can reach the service, and there are no tokens.",
+            "a file of tokens, or a word that none are wanted",
+            "Make one with `surgseg token new` and name it in SURGSEG_TOKENS; or set SURGSEG_OPEN=true, "
+            "and everybody who reaches this machine may do everything.",
+        )
+    if settings.tokens is None:
+        _log.warning("SURGSEG_OPEN: everybody who reaches this machine may push, view and operate")
+    elif settings.tls_certificate is None:
+        _log.warning(
+            "Tokens and pictures are not encrypted on the way unless something in front of this does it"
+        )
+
+
+def _load_certificate(settings: Settings) -> ssl.SSLContext | None:
+    """TLS 1.2 or newer with the certificate of the settings. Raises InvalidRequestError."""
+    certificate, key = settings.tls_certificate, settings.tls_key
+    if certificate is None and key is None:
+        return None
+    if certificate is None:
+        raise InvalidRequestError(
+            "SURGSEG_TLS_KEY is set and SURGSEG_TLS_CERTIFICATE is not.",
+            "both or neither",
+            "Set the other one.",
+        )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        # An empty passphrase, because OpenSSL would otherwise ask for one on the terminal, and wait.
+        context.load_cert_chain(certificate, key, password=lambda: b"")
+    except OSError as error:
+        raise InvalidRequestError(
+            f"TLS cannot use the certificate {certificate} with the key {key} ({error.strerror or error}).",
+            "a certificate and its own key in PEM, and no passphrase",
+            "Check SURGSEG_TLS_CERTIFICATE and SURGSEG_TLS_KEY.",
+        ) from error
+    return context
+
+
+def _make_server(settings: Settings, listener: socket.socket, certificate: ssl.SSLContext | None) -> _Server:
     host, port = listener.getsockname()[:2]
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     def announce() -> None:
         server.is_ready = True
-        _log.info("surgseg is ready at http://%s/", address)
+        _log.info("surgseg is ready at %s://%s/", "http" if certificate is None else "https", address)
 
     app = create_app(settings, on_ready=announce, on_fatal=lambda error: server.fail(error))
     server = _Server(
@@ -130,6 +178,8 @@ def _make_server(settings: Settings, listener: socket.socket) -> _Server:
             timeout_graceful_shutdown=int(STOP_TIMEOUT_S),
         )
     )
+    server.config.load()
+    server.config.ssl = certificate
     return server
 
 

@@ -15,6 +15,7 @@ from service.processors import available_cores
 _PREFIX = "SURGSEG_"
 Positive = Annotated[int, Field(ge=1)]
 PullScheme = Literal["rtsp", "rtsps", "udp"]
+LogFormat = Literal["text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 Fingerprint = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -87,15 +88,31 @@ class Settings(BaseSettings):
     probe_interval_s: PositiveSeconds = Field(5.0, description="idle time before the golden picture is run")
     ready_window_s: PositiveSeconds = Field(15.0, description="/readyz is true this long after an inference")
     drain_timeout_s: PositiveSeconds = Field(10.0, description="how long frames in flight may take to end")
+    tokens: Path | None = Field(
+        None, description="file of hashed tokens (surgseg token); without one nobody needs a token"
+    )
+    open: bool = Field(False, description="serve others than this machine although there are no tokens")
+    origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="web pages that may use the service besides its own, as https://a,https://b"
+    )
+    tls_certificate: Path | None = Field(None, description="PEM file: the certificate and those above it")
+    tls_key: Path | None = Field(None, description="PEM file: the certificate's key, without a passphrase")
     scene: bool = Field(True, description="offer the synthetic scene at /v1/scene")
     log_level: LogLevel = Field("info", description="least severe line logged")
+    log_format: LogFormat = Field("text", description="lines for people, or a JSON object each")
 
     @field_validator("batch_sizes", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
-    @field_validator("pull_schemes", "pull_hosts", mode="before")
+    @field_validator("tokens", "tls_certificate", "tls_key", mode="before")
+    @classmethod
+    def _read_empty_as_unset(cls, value: Any) -> Any:
+        """A variable that is there and empty is what `${NAME:-}` gives; a path it is not."""
+        return value or None
+
+    @field_validator("pull_schemes", "pull_hosts", "origins", mode="before")
     @classmethod
     def _split_names(cls, value: Any) -> Any:
         """As `_split_commas`; nothing between the commas means that nothing is allowed."""

@@ -1,4 +1,4 @@
-"""Prometheus metrics and logs.
+"""Prometheus metrics.
 
 Labels are bounded: a live stream is labeled by its slot, "1" to the stream limit, and pictures posted one
 by one by "images". A slot's counters stay when its stream closes and go on with the next stream in it, so
@@ -7,8 +7,6 @@ nothing is lost between two scrapes; only its fps gauge goes away. A viewer is n
 
 from __future__ import annotations
 
-import logging
-import sys
 import threading
 import time
 from collections import deque
@@ -79,6 +77,15 @@ class Telemetry:
         self._batch_size = Histogram(
             "surgseg_batch_size", "Frames per inference.", buckets=batch_sizes, registry=self.registry
         )
+        self._refused = Counter(
+            "surgseg_requests_refused",
+            "Requests and WebSockets turned away at the door: no token, a wrong scope or origin, a limit.",
+            ["status"],
+            registry=self.registry,
+        )
+        for status in ("401", "403", "429"):
+            self._refused.labels(status)
+        self._stale_tokens = self._gauge("tokens_stale", "1 while the file of tokens cannot be read.")
         self._model = Info("surgseg_model", "The model that is served.", registry=self.registry)
         self._stages = {stage: self._stage_s.labels(stage) for stage in Stage}
 
@@ -105,6 +112,14 @@ class Telemetry:
     def count_refusal(self, reason: Refusal) -> None:
         """Somebody was turned away."""
         self._refusals[reason].inc()
+
+    def count_refused(self, status: int) -> None:
+        """Count a request that was turned away before anything else saw it, by its HTTP status."""
+        self._refused.labels(str(status)).inc()
+
+    def note_stale_tokens(self, is_stale: bool) -> None:
+        """Whether the service goes by tokens that its file does not hold as they are."""
+        self._stale_tokens.set(is_stale)
 
     def observe_batch(self, size: int) -> None:
         """Count one inference over `size` frames (padding left out)."""
@@ -217,15 +232,3 @@ class StreamMeter:
     def _forget(self, now: float) -> None:
         while self._segmented_at and self._segmented_at[0] <= now - FPS_WINDOW_S:
             self._segmented_at.popleft()
-
-
-def set_up_logging(level: str) -> None:
-    """Log to standard error, one line an event: time, level, logger, message."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level.upper())
-    # One line for each connection of uvicorn would drown ours; its warnings and errors stay.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
-        logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))

@@ -22,6 +22,7 @@ from service.errors import (
     OverloadedError,
     StreamError,
     SurgsegError,
+    TooManyRequestsError,
 )
 
 PROTOCOL_VERSION = 1
@@ -173,7 +174,7 @@ def describe_error(error: SurgsegError) -> dict[str, Any]:
         "expected": error.expected,
         "remedy": error.remedy,
     }
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | TooManyRequestsError):
         fields["retry_after_s"] = round(error.retry_after_s, 1)
     return fields
 
@@ -186,8 +187,9 @@ def rebuild_error(fields: Mapping[str, Any]) -> SurgsegError:
     found = str(fields.get("found") or detail)
     expected = str(fields.get("expected") or "a request that the service accepts")
     remedy = str(fields.get("remedy") or "Read the service's log.")
-    if kind is OverloadedError:
-        return OverloadedError(found, expected, remedy, float(fields.get("retry_after_s") or 5.0))
+    retry_after_s = fields.get("retry_after_s")
+    if retry_after_s and issubclass(kind, (OverloadedError, TooManyRequestsError)):
+        return kind(found, expected, remedy, float(retry_after_s))
     return kind(found, expected, remedy)
 
 

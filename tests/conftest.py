@@ -24,7 +24,7 @@ settings.register_profile("surgseg", deadline=None)
 settings.load_profile("surgseg")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-READY_LINE = re.compile(r"surgseg is ready at (http://\S+:\d+)/")
+READY_LINE = re.compile(r"surgseg is ready at (https?://\S+:\d+)/")
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +147,7 @@ class Server:
 
     @property
     def ws_url(self) -> str:
-        return self.url.replace("http://", "ws://", 1)
+        return self.url.replace("http", "ws", 1)
 
     def stop(self, timeout_s: float = 20.0) -> int:
         """Ask it to end (SIGTERM), wait, and give its exit code; kill it if it does not end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -29,6 +30,7 @@ from service.pipeline.pipeline import Pipeline
 from service.pipeline.subscription import Subscription
 from service.streams.decoded_video import StreamState
 
+_log = logging.getLogger(__name__)
 NORMAL = 1000
 GOING_AWAY = 1001
 INTERNAL_ERROR = 1011
@@ -69,6 +71,7 @@ class MaskSession(ABC):
     async def run(self) -> None:
         """Serve the client until it leaves, the stream ends, it does not read, or the service drains."""
         tasks: list[asyncio.Task[Any]] = []
+        self._log("a client gets its masks")
         try:
             await self._websocket.send_text(
                 pack_ready(self._pipeline.bundle.card, self.stream, self._mask_format)
@@ -87,6 +90,8 @@ class MaskSession(ABC):
             pass  # it left while we spoke
         finally:
             self._leave()
+            ledger = self.stream.ledger
+            self._log(f"a client has left after {ledger.received} frames, {ledger.segmented} with a mask")
             for task in tasks:
                 task.cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
@@ -188,6 +193,10 @@ class MaskSession(ABC):
     def _fail(self, error: SurgsegError) -> None:
         self._failure = error
         self._over.set()
+
+    def _log(self, what: str) -> None:
+        stream = self.stream
+        _log.info("%s (%s): %s", stream.id, stream.origin, what, extra={"stream": stream.id})
 
     def _call_soon(self, callback: Callable[..., object], *arguments: object) -> None:
         # The loop is gone only when the process ends; a reader or the publisher must not die of that.

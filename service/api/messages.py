@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from service.contract.model_card import ModelCard
 from service.errors import SurgsegError
 from service.frames import Timeline
+from service.logs import current_request
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.subscription import Answer
 from service.streams.decoded_video import StreamState
@@ -88,6 +89,8 @@ def shorten_reason(text: str) -> str:
 def answer_problem(error: SurgsegError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An RFC 9457 problem document."""
     problem: dict[str, Any] = {"type": f"urn:surgseg:problem:{error.slug}", **describe_error(error)}
+    if request := current_request():
+        problem["instance"] = f"urn:surgseg:request:{request}"  # as the log names it
     return JSONResponse(
         problem, status_code=error.status, media_type=PROBLEM_MEDIA_TYPE, headers=dict(headers or {})
     )

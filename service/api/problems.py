@@ -11,7 +11,13 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from service.api.messages import answer_problem
-from service.errors import InvalidRequestError, OverloadedError, SurgsegError, UnavailableError
+from service.errors import (
+    InvalidRequestError,
+    OverloadedError,
+    SurgsegError,
+    TooManyRequestsError,
+    UnavailableError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +33,7 @@ def install_problem_handlers(app: FastAPI) -> None:
 async def _answer_ours(request: Request, error: Exception) -> Response:
     assert isinstance(error, SurgsegError)
     headers = {"Retry-After": "1"} if isinstance(error, UnavailableError) else {}
-    if isinstance(error, OverloadedError):
+    if isinstance(error, OverloadedError | TooManyRequestsError):
         headers = {"Retry-After": str(math.ceil(error.retry_after_s))}
     return answer_problem(error, headers)
 

@@ -5,11 +5,14 @@ It loads nothing from elsewhere, as the usual pages do: operating theatres have 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
+
+from service.access.scopes import scopes_for
 
 router = APIRouter()
 
@@ -24,6 +27,27 @@ _STYLE = (
 async def read_reference(request: Request) -> HTMLResponse:
     """One page, no script."""
     return HTMLResponse(render_reference(request.app.openapi()))
+
+
+def describe_access(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI description that `describe` makes, with the scopes of which each operation's token needs one."""
+
+    def described() -> dict[str, Any]:
+        openapi = describe()
+        schemes = {name: {"type": "http", "scheme": name} for name in ("bearer", "basic")}
+        openapi.setdefault("components", {})["securitySchemes"] = schemes
+        for path, operations in openapi["paths"].items():
+            for method, operation in operations.items():
+                needed = scopes_for("http", method.upper(), path)
+                if needed is not None:
+                    # The first, empty one: a service without tokens asks for none.
+                    operation["security"] = [
+                        {},
+                        *({name: [scope]} for scope in sorted(needed) for name in schemes),
+                    ]
+        return openapi
+
+    return described
 
 
 def render_reference(openapi: dict[str, Any]) -> str:
@@ -47,6 +71,11 @@ def _render_operation(path: str, method: str, operation: dict[str, Any]) -> list
     ]
     if "description" in operation:
         parts.append(f"<p>{escape(operation['description'])}</p>")
+    scopes = {scope for way in operation.get("security", ()) for names in way.values() for scope in names}
+    if scopes:
+        parts.append(
+            f"<p>A token, where the service asks for one: {escape(' or '.join(sorted(scopes)))}.</p>"
+        )
     if body := operation.get("requestBody"):
         kinds = ", ".join(f"<code>{escape(kind)}</code>" for kind in body["content"])
         parts.append(f"<p>Body: {escape(body.get('description', ''))} {kinds}</p>")

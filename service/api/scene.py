@@ -13,7 +13,7 @@ import cv2
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service.api.messages import pack_closing, pack_error, shorten_reason
-from service.api.sockets import POLICY_VIOLATION, TRY_AGAIN_LATER
+from service.api.sockets import POLICY_VIOLATION, TRY_AGAIN_LATER, accept
 from service.errors import InvalidRequestError, SurgsegError, UnavailableError
 from service.streams.synthetic import SyntheticScene
 from service.streams.synthetic_view import ViewShape
@@ -114,7 +114,7 @@ async def show_scene(websocket: WebSocket) -> None:
 
     A wrong parameter or too many scenes give an `error` event and a close code (1008, 1013).
     """
-    await websocket.accept()
+    await accept(websocket)
     try:
         request = SceneRequest.parse(websocket.query_params)
         with _slots:

@@ -35,6 +35,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "height": (1, 65_535),
 }
 _PARAMETERS = ("codec", "mask", "mode", *NUMBERS)
+SUBPROTOCOL = "surgseg.v1"
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
 TRY_AGAIN_LATER = 1013
@@ -68,10 +69,16 @@ class StreamOptions:
         return cls(codec, cast(MaskFormat, mask_format), terms)
 
 
+async def accept(websocket: WebSocket) -> None:
+    """Accept, with our sub-protocol where it was offered: a browser insists on one of those that it offers."""
+    offered = websocket.scope["subprotocols"]
+    await websocket.accept(subprotocol=SUBPROTOCOL if SUBPROTOCOL in offered else None)
+
+
 @router.websocket("/v1/stream")
 async def stream(websocket: WebSocket) -> None:
     """Accept first, and refuse inside: a browser shows a script no other reason than a close frame's."""
-    await websocket.accept()
+    await accept(websocket)
     pipeline: Pipeline = websocket.app.state.pipeline
     try:
         options = StreamOptions.parse(websocket.query_params)
@@ -91,7 +98,7 @@ async def stream(websocket: WebSocket) -> None:
 @router.websocket("/v1/streams/{stream_id}/masks")
 async def watch(websocket: WebSocket, stream_id: str) -> None:
     """Masks of a stream that `POST /v1/streams` has opened; accepted and refused as above."""
-    await websocket.accept()
+    await accept(websocket)
     pipeline: Pipeline = websocket.app.state.pipeline
     try:
         _check_names(websocket.query_params, ("mask",))

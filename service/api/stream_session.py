@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from service.pipeline.stream_terms import StreamTerms
 from service.streams.pushed import LOSSLESS_PUSHES
 from service.wire import unpack_frame
 
+_log = logging.getLogger(__name__)
 _MAX_WAITING_ERRORS = 32
 
 
@@ -124,5 +126,9 @@ class StreamSession(MaskSession):
         self.stream.close()
 
     def _refuse(self, error: SurgsegError, sequence: int | None = None) -> None:
+        _log.debug(
+            *("%s, frame %s: %s", self.stream.id, sequence, error.found),
+            extra={"stream": self.stream.id, "frame": sequence},
+        )
         self._refusals.append(_Refusal(error, sequence))
         self._wake.set()

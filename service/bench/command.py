@@ -24,6 +24,7 @@ from service.bench.scenarios import SCENARIOS, Phase, Scenario, StreamSpec, adap
 from service.bench.stream_runs import Conditions, measure_streams
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle
+from service.credentials import add_credential_arguments, read_credentials
 from service.errors import InvalidRequestError
 from service.output_files import write_whole
 from service.wire import CODECS
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warm-up", type=float, default=0.0, metavar="S", help="leave the first seconds out of latencies (0)"
     )
+    add_credential_arguments(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here as well")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the streams over time")
 
@@ -128,6 +130,7 @@ def _measure_service(arguments: argparse.Namespace, scenario: Scenario, report: 
         arrivals=cast(Arrivals, arguments.arrivals),
         seconds=arguments.seconds or scenario.seconds,
         warm_up_s=arguments.warm_up,
+        credentials=read_credentials(arguments),
     )
     scenario = replace(scenario, rounds=arguments.rounds or scenario.rounds)
     report["service"] = measure_streams(scenario, conditions)

@@ -33,7 +33,10 @@ _MOST_FLIPS = 8
 
 def push(job: PushJob) -> PushResult:
     """Push every stream of a job to its end."""
-    with Client(job.url) as client:  # made now: it takes long enough to hold up frames
+    shown = job.credentials
+    with Client(
+        job.url, token=shown.token, authority=shown.authority
+    ) as client:  # made now: it takes long enough to hold up frames
         gc.freeze()
         return asyncio.run(_push_all(job, client))
 
@@ -114,7 +117,15 @@ class _Stream:
         url = f"{address}/v1/stream?codec={spec.codec}&mask=png&mode=latest&fps={spec.fps:g}"
         url += f"&width={spec.width}&height={spec.height}"
         try:
-            socket = await connect(url, compression=None, max_size=None, ping_interval=None, close_timeout=2)
+            socket = await connect(
+                url,
+                compression=None,
+                max_size=None,
+                ping_interval=None,
+                close_timeout=2,
+                ssl=self._job.credentials.verify() if url.startswith("wss:") else None,
+                additional_headers=self._job.credentials.headers(),
+            )
         except (OSError, WebSocketException) as error:
             self.record.refusal = f"{error.__class__.__name__}: {error}"
             yield None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from service.bench.arrivals import Arrivals
 from service.bench.scenarios import StreamSpec
+from service.credentials import Credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,7 @@ class PushJob:
     seconds: float
     stagger_s: float
     seed: int
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 @dataclass(frozen=True, slots=True)

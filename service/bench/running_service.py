@@ -19,7 +19,7 @@ from service.errors import UnavailableError
 
 _START_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 20.0
-_READY_LINE = re.compile(r"is ready at (http://\S+?)/?\s")
+_READY_LINE = re.compile(r"is ready at (https?://\S+?)/?\s")
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -46,7 +46,9 @@ def start_service(
 ) -> Iterator[RunningService]:
     """Run `surgseg serve` on a free port. Raises UnavailableError when it does not get ready."""
     arguments = ["-m", "service", "serve", "--port", "0", "--bundle", str(bundle), "--backend", backend]
-    environment = {"SURGSEG_MAX_STREAMS": str(max(16, most_streams)), **settings}
+    # it serves this machine alone, so what the service of the same environment asks for would only be in the way
+    access = dict.fromkeys(("SURGSEG_TOKENS", "SURGSEG_TLS_CERTIFICATE", "SURGSEG_TLS_KEY"), "")
+    environment = {"SURGSEG_MAX_STREAMS": str(max(16, most_streams)), **access, **settings}
     with start_program(arguments, environment) as service:
         yield service
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.answers import read_problem
+from service.credentials import Credentials
 from service.errors import UnavailableError
 
 _SETTLE_S, _LOOK_S = 5.0, 0.1
@@ -90,24 +92,28 @@ def read_counts(text: str) -> ServiceCounts:
     )
 
 
-def scrape(url: str) -> ServiceCounts:
-    """The counts of this instant. Raises UnavailableError."""
+def scrape(url: str, credentials: Credentials) -> ServiceCounts:
+    """The counts of this instant. Raises UnavailableError, or the error that the service names."""
     try:
-        answer = httpx.get(f"{url}/metrics", timeout=10.0).raise_for_status()
+        answer = httpx.get(
+            f"{url}/metrics", timeout=10.0, headers=credentials.headers(), verify=credentials.verify()
+        )
     except httpx.HTTPError as error:
         raise UnavailableError(
             f"{url}/metrics does not answer ({error.__class__.__name__}: {error}).",
             "a running surgseg service",
             "Start it with `surgseg serve`, or check the address.",
         ) from error
+    if not answer.is_success:
+        raise read_problem(answer)
     return read_counts(answer.text)
 
 
-def scrape_settled(url: str, before: ServiceCounts) -> ServiceCounts:
+def scrape_settled(url: str, credentials: Credentials, before: ServiceCounts) -> ServiceCounts:
     """What came after `before`, when nothing of it is pending any more, or after some seconds at the latest."""
     gives_up_at = time.monotonic() + _SETTLE_S
     while True:
-        counts = scrape(url).minus(before)
+        counts = scrape(url, credentials).minus(before)
         if counts.pending == 0 or time.monotonic() > gives_up_at:
             return counts
         time.sleep(_LOOK_S)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from service.bench.running_service import RunningService, attach, start_service
 from service.bench.scenarios import Phase, Scenario, StreamSpec
 from service.bench.service_metrics import scrape, scrape_settled
 from service.client import Client
+from service.credentials import Credentials
 
 _BEGINS_IN_S = 2.5
 _GRACE_S = 60.0
@@ -37,6 +38,7 @@ class Conditions:
     seconds: float
     warm_up_s: float
     seed: int = 1
+    credentials: Credentials = field(default_factory=Credentials)
 
 
 def measure_streams(scenario: Scenario, conditions: Conditions) -> dict[str, Any]:
@@ -53,8 +55,7 @@ def measure_streams(scenario: Scenario, conditions: Conditions) -> dict[str, Any
     for settings in _unique([dict(phase.settings) for phase in phases]):
         together = [phase for phase in phases if dict(phase.settings) == settings]
         with _open(conditions, scenario, settings) as service:
-            with Client(service.url) as client:
-                card = client.model()
+            card = _read_card(service.url, conditions.credentials)
             models = {"name": card["name"], "version": card["version"]}
             for _ in range(scenario.rounds):
                 for phase in together:
@@ -79,6 +80,11 @@ def measure_streams(scenario: Scenario, conditions: Conditions) -> dict[str, Any
     }
 
 
+def _read_card(url: str, credentials: Credentials) -> dict[str, Any]:
+    with Client(url, token=credentials.token, authority=credentials.authority) as client:
+        return client.model()
+
+
 def _measure(
     phase: Phase,
     scenario: Scenario,
@@ -87,12 +93,12 @@ def _measure(
     materials: Materials,
 ) -> dict[str, Any]:
     job = _make_job(phase.streams, scenario, conditions, service.url, materials)
-    before = scrape(service.url)
+    before = scrape(service.url, conditions.credentials)
     with ExitStack() as stack:
         child = stack.enter_context(Child("service.bench.pusher", job))
         sampler = stack.enter_context(Sampler(service.pid, child.pid))
         result: PushResult = child.wait(conditions.seconds + _GRACE_S)
-    counts = scrape_settled(service.url, before)
+    counts = scrape_settled(service.url, conditions.credentials, before)
     return describe_run(result, counts, sampler.samples, conditions.seconds, conditions.warm_up_s)
 
 
@@ -114,6 +120,7 @@ def _make_job(
         seconds=conditions.seconds,
         stagger_s=scenario.stagger_s,
         seed=conditions.seed,
+        credentials=conditions.credentials,
     )
 
 

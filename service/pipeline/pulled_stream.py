@@ -192,7 +192,7 @@ class PulledStream(LiveStream):
         if is_told:
             _log.log(
                 logging.WARNING if error else logging.INFO,
-                "%s (%s) has %s. %s", self.id, self.origin, state.value, reason,
+                "%s (%s) has %s. %s", self.id, self.origin, state.value, reason, extra={"stream": self.id},
             )  # fmt: skip
         for one in callbacks:
             one.on_end(error)
@@ -206,7 +206,10 @@ class PulledStream(LiveStream):
 
     def _tell_state(self, state: StreamState, reason: str) -> None:
         level = logging.INFO if state is StreamState.RUNNING else logging.WARNING
-        _log.log(level, "%s (%s) is %s. %s", self.id, self.origin, state.value, reason)
+        _log.log(
+            *(level, "%s (%s) is %s. %s", self.id, self.origin, state.value, reason),
+            extra={"stream": self.id},
+        )
         with self._lock:
             callbacks = tuple(self._callbacks.values())
         for one in callbacks:

@@ -30,8 +30,10 @@ export class StreamConnection {
     this.onState("connecting", "Connecting to the service");
     const socket = new WebSocket(socketUrl("v1/stream", { codec: "jpeg", mask: "png", mode: "latest" }));
     socket.binaryType = "arraybuffer";
+    socket.onopen = () => (this.wasLetIn = true);
     socket.onmessage = (message) => this.#receive(message.data);
     socket.onclose = (closed) => this.#lose(closed);
+    this.wasLetIn = false;
     this.socket = socket;
   }
 
@@ -107,6 +109,17 @@ export class StreamConnection {
     this.retryMs = Math.min(LAST_RETRY_MS, this.retryMs * 2);
     this.onState("waiting", `No connection to the service. Trying again in ${(delayMs / 1000).toFixed(1)} s`);
     this.timer = setTimeout(() => this.open(), delayMs);
+    if (!this.wasLetIn) this.#askWhy(closed.target);
+  }
+
+  /** A script is not told why a WebSocket was not let in, but what another request of the same scope is answered. */
+  async #askWhy(socket) {
+    const answer = await fetch("v1/segment", { method: "POST" }).catch(() => null);
+    if (![401, 403].includes(answer?.status)) return;
+    const problem = await answer.json();
+    if (socket !== this.socket) return;
+    clearTimeout(this.timer);
+    this.onState("refused", problem.detail);
   }
 
   #forget() {

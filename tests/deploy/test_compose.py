@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from service.access.scopes import Scope
+from service.access.token_file import read_tokens
 from service.settings import Settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -151,6 +153,8 @@ def test_secrets_are_files_that_git_never_sees_and_make_makes(tmp_path: Path) ->
         assert len(token) == 32
         digest = hashlib.sha256(token.encode()).hexdigest()
         assert (made / "service" / "tokens").read_text() == f"prometheus view sha256:{digest}\n"
+        (known,) = read_tokens(made / "service" / "tokens")
+        assert known.scopes == {Scope.VIEW}
     assert (made / "grafana_password").read_text().strip() not in ("", token)
     assert made.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in made.rglob("*") if path.is_file()} == {0o444}
@@ -159,7 +163,6 @@ def test_secrets_are_files_that_git_never_sees_and_make_makes(tmp_path: Path) ->
 def test_only_settings_that_the_service_has_are_passed_on() -> None:
     known = {f"SURGSEG_{name.upper()}" for name in Settings.model_fields}
     passed = {name for service in OURS.values() for name in service["environment"]}
-    # SURGSEG_TOKENS is passed to every version of the service; those without access control ignore it.
-    assert passed - known <= {"SURGSEG_TOKENS"}
+    assert passed <= known
     grace_s = int(OURS["service"]["stop_grace_period"].removesuffix("s"))
     assert grace_s >= Settings(_env_file=None).drain_timeout_s + 5

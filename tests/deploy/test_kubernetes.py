@@ -28,8 +28,6 @@ FOLDER = REPOSITORY / "deploy" / "kubernetes"
 OVERLAYS = {"cpu": "service.Dockerfile", "gpu": "service-gpu.Dockerfile"}
 # The oldest that KEDA and the operator still run on, and the newest there is a schema of.
 VERSIONS = ("1.31", "1.37")
-# A setting that comes with access by tokens.
-AWAITED = {"SURGSEG_TOKENS"}
 OF_OPERATORS = {"ScaledObject": ScaledObject, "ServiceMonitor": ServiceMonitor}
 
 
@@ -123,7 +121,7 @@ def test_a_pod_has_time_to_wait_for_its_streams_and_to_drain(pod: Manifest, cont
 
 
 def test_variables_are_settings(pod: Manifest) -> None:
-    known = {f"SURGSEG_{name.upper()}" for name in Settings.model_fields} | AWAITED
+    known = {f"SURGSEG_{name.upper()}" for name in Settings.model_fields}
     for each in [*pod.get("initContainers", []), *pod["containers"]]:
         assert {variable["name"] for variable in each.get("env", [])} <= known
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,8 +74,9 @@ class Settings(BaseSettings):
     pull_schemes: Annotated[frozenset[PullScheme], NoDecode] = Field(
         frozenset({"rtsp", "udp"}), description="schemes that POST /v1/streams may open, as rtsp,rtsps,udp"
     )
-    pull_hosts: Annotated[frozenset[str] | None, NoDecode] = Field(
-        None, description="hosts that POST /v1/streams may open, as 10.0.0.7,camera-2; any if unset"
+    pull_hosts: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(),
+        description="hosts that POST /v1/streams may open, as camera-2,10.0.7.0/24, or * for any; none if unset",
     )
     files: Path | None = Field(
         None, description="folder whose files POST /v1/streams may open; none if unset"
@@ -119,6 +121,14 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         return [part.strip().lower() for part in value.split(",") if part.strip()]
+
+    @field_validator("pull_hosts", mode="after")
+    @classmethod
+    def _check_networks(cls, value: frozenset[str]) -> frozenset[str]:
+        for host in value:
+            if "/" in host:
+                ipaddress.ip_network(host)
+        return value
 
     @field_validator("batch_sizes", mode="after")
     @classmethod

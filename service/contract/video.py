@@ -27,6 +27,12 @@ av.logging.set_level(None)
 EXPECTED_VIDEO = "a video file that FFmpeg can decode (mp4, mkv, mov, avi, ts, ...)"
 _REMEDY = "Check the file, or convert it: ffmpeg -i FILE -c:v libx264 copy.mp4"
 _TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})  # FFmpeg draws text files as video
+# Formats that hold their pictures themselves. Playlists (HLS, DASH, concat, SDP, image sequences) are left out: they
+# name other files, which nobody has allowed.
+_CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,av1,obu,ivf,asf,flv,mxf,ogg,"
+    "dv,nut,gif"
+)
 _UNSPECIFIED_COLORSPACE = 2
 _HD_HEIGHT = 720  # untagged video from this height on is BT.709 by convention, BT.601 below
 
@@ -48,8 +54,9 @@ def open_video_file(path: Path) -> InputContainer:
     if path.stat().st_size == 0:
         raise StreamError(f"{path} is empty.", EXPECTED_VIDEO, _REMEDY)
     try:
-        # a path with a colon is no network address, and a playlist may not lead to one
-        return av.open(f"file:{path}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+        # a path with a colon is no network address, and no playlist leads to one or to another file
+        options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
+        return av.open(f"file:{path}", metadata_errors="replace", options=options)
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise StreamError(
             f"{path} is not a video ({describe_av_error(error)}).", EXPECTED_VIDEO, _REMEDY

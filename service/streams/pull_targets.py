@@ -24,6 +24,7 @@ _SAFE = re.compile(
     r"[!-\[\]-~]*"
 )  # printable ASCII without blank and backslash, which parsers read differently
 _MOST_CHARACTERS = 2048
+_EVERY_ADDRESS = "0.0.0.0"
 # what is looked at before the first picture: 2 s at most, and no frames just to learn how many come in a second
 _PROBE = {"analyzeduration": "2000000", "fpsprobesize": "0"}
 _MOST_DELAY_US = 100_000  # how long packets that come out of order are waited for
@@ -41,10 +42,14 @@ class PullTarget:
 
 @dataclass(frozen=True, slots=True)
 class PullRules:
-    """What an operator allows: network schemes, hosts (None: any), and the folder whose files may be opened."""
+    """What an operator allows: network schemes, hosts, and the folder whose files may be opened.
+
+    `hosts` are names and addresses as an url may write them, networks such as 10.0.7.0/24, and `*` for any. A name is
+    allowed by its name only: what it leads to is whatever the operator's name server says.
+    """
 
     schemes: Collection[str]
-    hosts: Collection[str] | None
+    hosts: Collection[str]
     folder: Path | None
 
     def admit(self, url: str, transport: str) -> PullTarget:
@@ -78,9 +83,10 @@ class PullRules:
                 f"a url that begins with {' or '.join(sorted(self.schemes)) or 'file'}",
                 "Let the operator add it to SURGSEG_PULL_SCHEMES.",
             )
-        if self.hosts is not None and (parts.hostname or "") not in self.hosts:
+        host = parts.hostname or _EVERY_ADDRESS
+        if not _is_listed(host, self.hosts):
             raise ForbiddenError(
-                f"The host {parts.hostname or ''!r} is not allowed here.",
+                f"The host {host!r} is not allowed here.",
                 "a host that the operator has listed",
                 "Let the operator add it to SURGSEG_PULL_HOSTS.",
             )
@@ -106,6 +112,16 @@ class PullRules:
         if not path.is_file():
             raise StreamError(f"There is no file {shown}.", "a video file", "Check its name.")
         return PullTarget(shown=shown, is_file=True, url=str(path), options={})
+
+
+def _is_listed(host: str, hosts: Collection[str]) -> bool:
+    if "*" in hosts or host in hosts:
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any("/" in each and address in ipaddress.ip_network(each) for each in hosts)
 
 
 def _plan_rtsp(parts: SplitResult, port: int | None, transport: str) -> PullTarget:

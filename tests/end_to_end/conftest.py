@@ -48,6 +48,7 @@ def puller(small_bundle: Path, videos: Path) -> Iterator[Server]:
     running = start_server(
         *("--port", "0", "--bundle", str(small_bundle)),
         SURGSEG_FILES=str(videos),
+        SURGSEG_PULL_HOSTS="127.0.0.1",
         SURGSEG_STALL_S="1.5",
         SURGSEG_RECONNECT_S="0.5",
         SURGSEG_VIEWER_TIMEOUT_S="1.5",

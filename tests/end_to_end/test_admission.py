@@ -51,7 +51,7 @@ def test_a_stream_too_many_is_refused_with_a_time_to_try_again(
 
 
 def test_a_pulled_stream_too_many_has_a_retry_after_header(launch_server: Callable[..., Any]) -> None:
-    running = launch_server(SURGSEG_ADMISSION="1", SURGSEG_PULL_SCHEMES="udp")
+    running = launch_server(SURGSEG_ADMISSION="1", SURGSEG_PULL_SCHEMES="udp", SURGSEG_PULL_HOSTS="127.0.0.1")
     with (
         Client(running.url) as client,
         client.stream(codec="h264", fps=500, width=3840, height=2160) as stream,

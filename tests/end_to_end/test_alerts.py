@@ -48,7 +48,10 @@ class Ward:
 def ward(small_bundle: Path, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
     folder = tmp_path_factory.mktemp("prometheus")
     service = start_server(
-        "--port", "0", "--bundle", str(small_bundle), SURGSEG_FILES=str(videos), SURGSEG_ADMISSION="1"
+        *("--port", "0", "--bundle", str(small_bundle)),
+        SURGSEG_FILES=str(videos),
+        SURGSEG_PULL_HOSTS="127.0.0.1",
+        SURGSEG_ADMISSION="1",
     )
     with ExitStack() as opened:
         opened.callback(service.stop)

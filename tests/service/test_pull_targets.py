@@ -9,7 +9,7 @@ import pytest
 from service.errors import ForbiddenError, InvalidRequestError, StreamError
 from service.streams.pull_targets import PullRules
 
-ANY_HOST = PullRules({"rtsp", "udp"}, None, None)
+ANY_HOST = PullRules({"rtsp", "udp"}, {"*"}, None)
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def rules(tmp_path: Path) -> PullRules:
     (tmp_path / "secret.mp4").write_bytes(b"x")
     (folder / "outside.mp4").symlink_to(tmp_path / "secret.mp4")
     (folder / "up").symlink_to(tmp_path)
-    return PullRules({"rtsp"}, {"10.0.0.7", "camera"}, folder)
+    return PullRules({"rtsp"}, {"10.0.0.7", "camera", "10.0.7.0/24"}, folder)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,18 @@ def test_an_unknown_transport_is_refused() -> None:
         "rtsp://camera@evil/1",
         "udp://10.0.0.7:5000",
         "rtsps://camera/1",
+        "rtsp://169.254.169.254/latest/meta-data",
+        "rtsp://[fe80::1]/1",
+        "rtsp://127.0.0.1/1",
+        "rtsp://localhost/1",
+        "rtsp://2130706433/1",  # 127.0.0.1 as a number
+        "rtsp://10.0.8.1/1",
+        "udp://:5000",
     ],
 )
 def test_other_hosts_and_schemes_are_forbidden(rules: PullRules, url: str) -> None:
     assert rules.admit("rtsp://user@camera/1", "tcp").shown == "rtsp://***@camera/1"
+    assert rules.admit("rtsp://10.0.7.200/1", "tcp").shown == "rtsp://10.0.7.200/1"
     with pytest.raises(ForbiddenError):
         rules.admit(url, "tcp")
 

@@ -30,7 +30,7 @@ COUNT = 60
 def rules(tmp_path_factory: pytest.TempPathFactory) -> PullRules:
     folder = tmp_path_factory.mktemp("videos")
     write_codes(folder / "codes.mp4", range(COUNT))
-    return PullRules((), None, folder)
+    return PullRules((), (), folder)
 
 
 @pytest.fixture

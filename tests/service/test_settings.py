@@ -54,11 +54,15 @@ def test_what_may_be_pulled_is_a_list_and_an_empty_one_allows_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert load_settings().pull_schemes == {"rtsp", "udp"}
-    assert load_settings().pull_hosts is None
+    assert load_settings().pull_hosts == set()
     monkeypatch.setenv("SURGSEG_PULL_SCHEMES", "")
     monkeypatch.setenv("SURGSEG_PULL_HOSTS", "10.0.0.7, Camera-2")
     assert load_settings().pull_schemes == set()
     assert load_settings().pull_hosts == {"10.0.0.7", "camera-2"}
+    monkeypatch.setenv("SURGSEG_PULL_HOSTS", "10.0.7.0/33")
+    with pytest.raises(InvalidRequestError, match="SURGSEG_PULL_HOSTS"):
+        load_settings()
+    monkeypatch.setenv("SURGSEG_PULL_HOSTS", "10.0.7.0/24,*")
     monkeypatch.setenv("SURGSEG_PULL_SCHEMES", "rtsp,http")
     with pytest.raises(InvalidRequestError, match="SURGSEG_PULL_SCHEMES"):
         load_settings()

@@ -31,7 +31,7 @@ _TEXT_CODECS = frozenset({"ansi", "bintext", "xbin", "idf"})  # FFmpeg draws tex
 # name other files, which nobody has allowed.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,hevc,m4v,mjpeg,av1,obu,ivf,asf,flv,mxf,ogg,"
-    "dv,nut,gif"
+    "dv,nut,gif,wav,mp3"
 )
 _UNSPECIFIED_COLORSPACE = 2
 _HD_HEIGHT = 720  # untagged video from this height on is BT.709 by convention, BT.601 below
@@ -57,6 +57,10 @@ def open_video_file(path: Path) -> InputContainer:
         # a path with a colon is no network address, and no playlist leads to one or to another file
         options = {"protocol_whitelist": "file", "format_whitelist": _CONTAINERS}
         return av.open(f"file:{path}", metadata_errors="replace", options=options)
+    except av.error.ArgumentError as error:  # what FFmpeg says of a format that is not in the list
+        raise StreamError(
+            f"{path} is not a video (a playlist, or a format that is not read).", EXPECTED_VIDEO, _REMEDY
+        ) from error
     except (av.error.FFmpegError, OSError, ValueError) as error:
         raise StreamError(
             f"{path} is not a video ({describe_av_error(error)}).", EXPECTED_VIDEO, _REMEDY

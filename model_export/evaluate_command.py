@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
     backend = open_backend(arguments.backend, bundle, precision=arguments.precision)
     card = bundle.card
     try:
-        evaluate.run_evaluation(arguments, backend.segment, card.input_size, card.fit, len(card.classes))
+        evaluate.run_evaluation(arguments, backend.segment, card.input_size, card.fit, card.classes)
     finally:
         backend.close()
     return 0

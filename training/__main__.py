@@ -141,7 +141,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     checkpoint = load_checkpoint(arguments.checkpoint)
     device = choose_device("auto")
     predict = make_predict(checkpoint.build_predictor(arguments.view).to(device), device)
-    run_evaluation(arguments, predict, checkpoint.input_size, checkpoint.recipe.fit, len(checkpoint.classes))
+    run_evaluation(arguments, predict, checkpoint.input_size, checkpoint.recipe.fit, checkpoint.classes)
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

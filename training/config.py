@@ -94,6 +94,7 @@ class Recipe(_Strict):
     """Everything that decides a training run; saved with every checkpoint.
 
     Each step learns from `accumulate` batches, one after another, so from accumulate x batch_size labeled pictures.
+    `intensities` says what the levels 0 to 255 of a grey picture stand for, such as Hounsfield units from -160 to 240.
     `init_from` is a checkpoint whose weights the method's networks start from, where names and shapes agree.
     """
 
@@ -112,6 +113,7 @@ class Recipe(_Strict):
     save_every: Positive = 200
     input_size: InputSize = InputSize(height=256, width=416)
     fit: Literal["letterbox", "stretch"] = "letterbox"
+    intensities: str = ""
     progressive: tuple[tuple[float, float], ...] = ()
     classes: tuple[ClassInfo, ...] = (
         ClassInfo(id=0, name="background", colour=(0, 0, 0)),

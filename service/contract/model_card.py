@@ -76,6 +76,9 @@ class Metric(_Strict):
     dice: Share
     iou: Share
     videos: dict[str, Share] = Field(default_factory=dict, description="mean Dice per video")
+    classes: dict[str, Share] = Field(
+        default_factory=dict, description="mean Dice per class, over the frames in which label or mask has it"
+    )
 
 
 class Parity(_Strict):

@@ -61,7 +61,7 @@ def write_heart_bundle(folder: Path, has_confidence: bool = False) -> None:
         parameters=0,
     )
     _write_graph(folder / "model.onnx", has_confidence)
-    grey_hw = np.tile(np.arange(256, dtype=np.uint8)[:, None], (1, SIZE.width))[:: 256 // SIZE.height]
+    grey_hw = draw_heart()
     cv2.imwrite(str(folder / GOLDEN_IMAGE), grey_hw)
     cv2.imwrite(str(folder / GOLDEN_MASK), expected_classes(grey_hw))
     if has_confidence:

@@ -108,6 +108,7 @@ def test_the_client_and_its_streams_have_every_class(heart_server: Server, form:
             for turn in range(4):
                 stream.push(np.ascontiguousarray(np.rot90(image_hwc, turn)))
             messages = list(stream.finish())
+        assert messages[0].data == client.segment(image_hwc, mask=form, size="model").data
     assert len(messages) == 4
     for turn, message in enumerate(messages):
         assert (message.mask, message.width, message.height) == (form, 256, 256)

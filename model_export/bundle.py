@@ -78,9 +78,7 @@ def write_proven(
     check_target(folder, replace)
     fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
     golden_hwc = (
-        _draw_golden(predict, card)
-        if golden_image_hwc is None
-        else fit_to_card(golden_image_hwc, card)
+        _draw_golden(predict, card) if golden_image_hwc is None else fit_to_card(golden_image_hwc, card)
     )
     with fill_unseen(folder, replace) as unseen:
         write_model(unseen / MODEL_NAME)

@@ -25,7 +25,6 @@ from tests.sources import (
     write_video,
 )
 
-
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Playwright
 

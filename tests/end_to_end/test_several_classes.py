@@ -48,7 +48,9 @@ def test_a_palette_shows_the_card_s_colours_and_keeps_the_ids(heart_server: Serv
     picture = PillowImage.open(io.BytesIO(answer.content))
     ids_hw = np.array(picture)
     assert picture.mode == "P" and np.array_equal(ids_hw, expected_classes(draw_heart()))
-    colours = np.array([info["colour"] for info in httpx.get(f"{heart_server.url}/v1/model").json()["classes"]])
+    colours = np.array(
+        [info["colour"] for info in httpx.get(f"{heart_server.url}/v1/model").json()["classes"]]
+    )
     np.testing.assert_array_equal(np.array(picture.convert("RGB")), colours[ids_hw])
     plain = PillowImage.open(io.BytesIO(post(heart_server, to_file(draw_heart())).content))
     assert plain.mode == "L" and np.array_equal(np.array(plain), ids_hw), "the form png stays as it was"
@@ -94,7 +96,9 @@ def test_the_offline_command_writes_the_service_s_bytes(
     assert main(["segment", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 0
     for picture in (tmp_path / "slice.png", tmp_path / "photo.jpg"):
         (written,) = (tmp_path / "out" / "masks").glob(f"{picture.stem}.*")
-        assert written.read_bytes() == post(heart_server, picture.read_bytes(), mask=form, size="source").content
+        assert (
+            written.read_bytes() == post(heart_server, picture.read_bytes(), mask=form, size="source").content
+        )
 
 
 @pytest.mark.parametrize("form", MASK_FORMATS)
@@ -155,6 +159,8 @@ def test_real_slices_give_the_offline_mask(
         assert len(np.unique(offline_hw)) == len(CLASSES)
         np.testing.assert_array_equal(offline_hw, restore_mask(canvas_hw, fit))
         for form in MASK_FORMATS:
-            at_source, at_model = (post(heart_server, data, mask=form, size=size) for size in ("source", "model"))
+            at_source, at_model = (
+                post(heart_server, data, mask=form, size=size) for size in ("source", "model")
+            )
             np.testing.assert_array_equal(decode_mask(at_source.content, form), offline_hw)  # type: ignore[arg-type]
             np.testing.assert_array_equal(decode_mask(at_model.content, form), crop_mask(canvas_hw, fit))  # type: ignore[arg-type]

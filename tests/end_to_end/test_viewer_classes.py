@@ -27,7 +27,9 @@ def test_the_legend_names_every_class_in_its_colour(heart_server: Any, page: Pag
     items = page.locator("#classes li")
     assert items.all_inner_texts() == [info.name for info in CLASSES[1:]]
     for index, info in enumerate(CLASSES[1:]):
-        colour = items.nth(index).locator(".swatch").evaluate("each => getComputedStyle(each).backgroundColor")
+        colour = (
+            items.nth(index).locator(".swatch").evaluate("each => getComputedStyle(each).backgroundColor")
+        )
         assert colour == f"rgb({info.colour[0]}, {info.colour[1]}, {info.colour[2]})"
 
 

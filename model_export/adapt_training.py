@@ -65,8 +65,15 @@ def measure(checkpoint: Checkpoint, samples: Sequence[Sample], data: str) -> Eva
     recipe = checkpoint.recipe
     device = choose_device(recipe.device)
     predict = make_predict(checkpoint.build_predictor().to(device), device)
-    classes = len(checkpoint.classes)
-    return evaluate_samples(predict, samples, recipe.input_size, recipe.fit, classes=classes, data=data)
+    return evaluate_samples(
+        predict,
+        samples,
+        recipe.input_size,
+        recipe.fit,
+        classes=len(checkpoint.classes),
+        names=[info.name for info in checkpoint.classes[1:]],
+        data=data,
+    )
 
 
 def _key(override: str) -> str:

@@ -19,14 +19,14 @@ from model_export.parity import (
     measure_agreement,
     require_agreement,
 )
-from model_export.pictures import draw_pictures, fit_to_card
+from model_export.pictures import draw_pictures, draw_scan, fit_to_card
 from model_export.reference import reference_predict
 from model_export.servable import Servable
 from model_export.to_onnx import export_onnx
 from service.backends import open_backend
 from service.contract.bundle import GOLDEN_IMAGE, Bundle, hash_file, open_bundle, required_files, save_card
 from service.contract.geometry import Image
-from service.contract.model_card import MODEL_NAME, InputSize, ModelCard, Parity
+from service.contract.model_card import MODEL_NAME, ModelCard, Parity
 from training.checkpoint import Checkpoint
 
 BACKEND = "onnxruntime-cpu"
@@ -78,9 +78,7 @@ def write_proven(
     check_target(folder, replace)
     fitted = (fit_to_card(image_hwc, card) for image_hwc in images)
     golden_hwc = (
-        _draw_golden(predict, card.input_size)
-        if golden_image_hwc is None
-        else fit_to_card(golden_image_hwc, card)
+        _draw_golden(predict, card) if golden_image_hwc is None else fit_to_card(golden_image_hwc, card)
     )
     with fill_unseen(folder, replace) as unseen:
         write_model(unseen / MODEL_NAME)
@@ -89,15 +87,30 @@ def write_proven(
     return open_bundle(folder), agreement
 
 
-def _draw_golden(predict: Predict, size: InputSize) -> Image:
-    """The drawn picture whose rarest label is the least rare: a mask of one label would prove little."""
+def describe_golden(bundle: Bundle) -> str:
+    """A sentence on the classes that the golden mask does not show; empty where it shows them all."""
+    shown = set(np.unique(bundle.golden_mask_hw).tolist())
+    missing = [info.name for info in bundle.card.classes if info.id not in shown]
+    if not missing:
+        return ""
+    return f"The golden mask shows no {', no '.join(missing)}: name a picture that has all classes with --golden."
 
-    def rarest(image_hwc: Image) -> tuple[int, int]:
+
+def _draw_golden(predict: Predict, card: ModelCard) -> Image:
+    """The drawn picture with most labels, of those the one whose rarest is the least rare: a mask of one label would
+    prove little. Scans are drawn only where tissue and instruments do not show every class."""
+
+    def richness(image_hwc: Image) -> tuple[int, int]:
         counts = np.bincount(predict(image_hwc[None])[0].ravel())
         present = counts[counts > 0]
         return len(present), int(present.min())
 
-    return max(draw_pictures(size, GOLDEN_CANDIDATES), key=rarest)
+    size = card.input_size
+    best_hwc = max(draw_pictures(size, GOLDEN_CANDIDATES), key=richness)
+    if richness(best_hwc)[0] == len(card.classes):
+        return best_hwc
+    scans = (draw_scan(size, seed) for seed in range(GOLDEN_CANDIDATES))
+    return max(best_hwc, *scans, key=richness)
 
 
 def _write_golden(folder: Path, card: ModelCard, golden_hwc: Image, predict: Predict) -> ModelCard:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from model_export.bundle import write_bundle
+from model_export.bundle import describe_golden, write_bundle
 from model_export.card import Description, read_metric
 from model_export.frames import proof_images
 from service.contract.model_card import Precision
@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--limits", action="append", default=[], metavar="TEXT", help="a known limit; may be repeated"
+    )
+    parser.add_argument(
+        "--intensities",
+        default="",
+        metavar="TEXT",
+        help="what the levels 0 to 255 of a grey picture stand for (default: the recipe's)",
     )
 
 
@@ -82,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         text=arguments.description,
         metrics=tuple(read_metric(path) for path in arguments.metrics),
         limits=tuple(arguments.limits),
+        intensities=arguments.intensities,
     )
     bundle, agreement = write_bundle(
         load_checkpoint(arguments.checkpoint),
@@ -95,4 +102,6 @@ def run(arguments: argparse.Namespace) -> int:
     )
     size_mb = bundle.model_path.stat().st_size / 1e6
     print(f"{bundle.folder}: {bundle.card.name} {bundle.card.version}, {size_mb:.1f} MB, {agreement}")
+    if lack := describe_golden(bundle):
+        print(lack)
     return 0

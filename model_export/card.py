@@ -27,6 +27,7 @@ class Description:
     licence: str = "Apache-2.0"
     metrics: tuple[Metric, ...] = ()
     limits: tuple[str, ...] = ()
+    intensities: str = ""
     learned_before: tuple[DataSource, ...] = ()
 
 
@@ -40,9 +41,7 @@ def draft_card(
 ) -> ModelCard:
     """The card of a view of `checkpoint`, which is `predictor`; still without hashes and parity."""
     foreground = ", ".join(info.name for info in checkpoint.classes[1:])
-    text = (
-        f"Labels {foreground} in surgical video: {checkpoint.network} network, {checkpoint.method} training."
-    )
+    text = f"Labels {foreground}: {checkpoint.network} network, {checkpoint.method} training."
     return ModelCard(
         name=description.name or checkpoint.recipe_name,
         version=description.version,
@@ -50,6 +49,7 @@ def draft_card(
         classes=checkpoint.classes,
         input_size=checkpoint.input_size,
         fit=checkpoint.recipe.fit,
+        intensities=description.intensities or checkpoint.recipe.intensities,
         outputs=(MASK, CONFIDENCE) if has_confidence else (MASK,),
         network=checkpoint.network,
         network_options=checkpoint.recipe.network.options,
@@ -76,12 +76,14 @@ def read_metric(path: Path) -> Metric:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         overall, videos = content["overall"], content["videos"]
+        classes = content.get("classes", {})  # evaluations of older versions have none
         return Metric(
             data=content["data"],
             frames=content["frames"],
             dice=overall["dice"]["mean"],
             iou=overall["iou"]["mean"],
             videos={name: figures["dice"]["mean"] for name, figures in videos.items()},
+            classes={name: figures["dice"] for name, figures in classes.items() if figures["frames"]},
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

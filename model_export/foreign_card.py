@@ -131,6 +131,7 @@ class ForeignCard(_Strict):
     input: ForeignInput
     output: ForeignOutput
     fit: Literal["letterbox", "stretch"] = "letterbox"
+    intensities: str = ""
     network: Text = "foreign"
     method: Text = "foreign"
     training_data: tuple[DataSource, ...] = ()
@@ -167,7 +168,7 @@ class ForeignCard(_Strict):
         classes = (
             ClassInfo(id=index, name=each.name, colour=each.colour) for index, each in enumerate(self.classes)
         )
-        shared = ("name", "version", "description", "licence", "fit", "network", "method")
+        shared = ("name", "version", "description", "licence", "fit", "intensities", "network", "method")
         return ModelCard(
             **{key: getattr(self, key) for key in (*shared, "training_data", "limits", "intended_use")},
             classes=tuple(classes),

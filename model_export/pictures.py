@@ -1,4 +1,7 @@
-"""Pictures for a model: drawn ones of tissue and instruments, with which a bundle is proven without a real frame."""
+"""Pictures for a model: drawn ones of tissue and instruments, with which a bundle is proven without a real frame.
+
+Grey ones, of a heart in a chest, are for models of CT and MRI, which may label nothing in tissue and instruments.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,28 @@ def draw_picture(size: InputSize, seed: int) -> Image:
     for _ in range(2):
         _draw_shaft(image_hwc, random)
     return np.asarray(cv2.GaussianBlur(image_hwc, (0, 0), size.width / 700), dtype=np.uint8)
+
+
+def draw_scan(size: InputSize, seed: int) -> Image:
+    """One picture with three equal channels, uint8 `(height, width, 3)`: two chambers, one in a ring of muscle, in a
+    chest."""
+    random = np.random.default_rng(seed)
+    grey_hw = np.full((size.height, size.width), 8, np.uint8)
+    middle = np.array([size.width, size.height]) * random.uniform(0.45, 0.55, 2)
+    radius = min(size.height, size.width) * random.uniform(0.08, 0.16)
+    beside = middle - radius * np.array([1.7, random.uniform(-0.6, 0.6)])
+    for centre, radii, level in (
+        (middle, (0.46 * size.width, 0.4 * size.height), random.integers(30, 90)),
+        (beside, (1.3 * radius, 1.6 * radius), random.integers(130, 210)),
+        (middle, (1.5 * radius, 1.5 * radius), random.integers(50, 110)),
+        (middle, (radius, radius), random.integers(150, 240)),
+    ):
+        axes = tuple(np.rint(radii).astype(int).tolist())
+        cv2.ellipse(grey_hw, np.rint(centre).astype(int).tolist(), axes, 0, 0, 360, int(level), cv2.FILLED)
+    noise_hw = random.normal(0, 6, grey_hw.shape)
+    grainy_hw = np.clip(grey_hw + noise_hw, 0, 255).astype(np.uint8)
+    smooth_hw = cv2.GaussianBlur(grainy_hw, (0, 0), max(0.6, size.width / 200))
+    return np.ascontiguousarray(np.repeat(smooth_hw[:, :, None], 3, axis=2), dtype=np.uint8)
 
 
 def _draw_tissue(size: InputSize, random: np.random.Generator) -> Image:

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from model_export.bundle import describe_golden
 from model_export.bundle_command import add_writing
 from model_export.foreign_card import EXAMPLE, ForeignCard
 from model_export.frames import proof_images
@@ -55,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for note in notes:
         print(f"{arguments.model}: {note}")
-    if len(np.unique(bundle.golden_mask_hw)) == 1:
-        print("The golden mask shows one class only, which proves little: name a frame with --golden.")
+    if lack := describe_golden(bundle):
+        print(lack)
     size_mb = bundle.model_path.stat().st_size / 1e6
     print(f"{bundle.folder}: {bundle.card.name} {bundle.card.version}, {size_mb:.1f} MB, {agreement}")
     return 0

@@ -25,7 +25,7 @@ from service.backends.base import Backend, require_confidence
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle
 from service.contract.geometry import Confidence, Fit, Image, Mask, fit_image, plan_fit, restore_mask
-from service.contract.masks import MASK_FORMATS, MaskFormat, encode_mask, to_png
+from service.contract.masks import MASK_FORMATS, MEDIA_TYPES, MaskFormat, encode_mask, to_png
 from service.contract.model_card import ModelCard
 from service.errors import DataError, InvalidPictureError, PayloadTooLargeError, StreamError
 from service.output_files import (
@@ -101,7 +101,7 @@ class Request:
 
     @property
     def layout(self) -> OutputLayout:
-        mask_suffix = ".png" if self.mask_format == "png" else ".json"
+        mask_suffix = ".json" if MEDIA_TYPES[self.mask_format] == "application/json" else ".png"
         return OutputLayout(self.out, mask_suffix, self.has_overlay, self.has_confidence)
 
 
@@ -216,7 +216,7 @@ def _write_mask(segmenter: Segmenter, request: Request, job: PictureJob, canvas_
     else:
         mask_hw, confidence_hw = segmenter.segment_with_confidence(canvas_hwc, fit)
         write_whole(job.confidence_path, to_png(confidence_hw))
-    write_whole(job.mask_path, encode_mask(mask_hw, request.mask_format))
+    write_whole(job.mask_path, encode_mask(mask_hw, request.mask_format, segmenter.card.classes))
     return mask_hw
 
 

@@ -53,6 +53,16 @@ def confident_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def heart_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of four classes for grey pictures, 128 x 128, whose masks a test knows: see tests/heart_bundle.py."""
+    from tests.heart_bundle import write_heart_bundle
+
+    folder = tmp_path_factory.mktemp("bundles") / "heart"
+    write_heart_bundle(folder)
+    return folder
+
+
 def expected_confidence(image_hwc: np.ndarray) -> np.ndarray:
     """What the model of `confident_bundle` gives for `(..., 3)`."""
     return np.rint(127.5 + np.abs(image_hwc.mean(axis=-1) - 127.5)).astype(np.uint8)

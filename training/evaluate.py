@@ -23,7 +23,7 @@ from service.errors import DataError
 from training.data import open_data
 from training.data.samples import Sample
 from training.data.splits import select_part
-from training.metrics import confidence_interval, dice_and_iou, normalised_surface_distance
+from training.metrics import class_dices, confidence_interval, dice_and_iou, normalised_surface_distance
 from training.volume_scores import VOLUMES, VolumeCollector, VolumeEvaluation
 
 # The tolerance of the surface distance as a share of the picture's diagonal: 8 pixels at 640 x 480, the 1.2 % of the
@@ -36,21 +36,29 @@ Predict = Callable[[Image], Mask]
 
 @dataclass(frozen=True)
 class FrameScore:
-    """One frame's figures, each 0 to 1; `nsd` is None where surfaces were not measured."""
+    """One frame's figures, each 0 to 1; `nsd` is None where surfaces were not measured.
+
+    `class_dice` is the Dice of each foreground class in the order of their ids, None for one that is in neither mask.
+    """
 
     sample_id: str
     video: str
     dice: float
     iou: float
     nsd: float | None = None
+    class_dice: tuple[float | None, ...] = ()
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of every frame of one data set and, where frames are slices, of every volume."""
+    """The scores of every frame of one data set and, where frames are slices, of every volume.
+
+    `names` are those of the foreground classes.
+    """
 
     data: str
     scores: tuple[FrameScore, ...]
+    names: tuple[str, ...] = ()
     volumes: VolumeEvaluation | None = None
 
     @property
@@ -60,7 +68,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """`overall` and `videos` with a mean and a 95 % interval for each metric, and every frame's figures.
 
-        With volumes `volumes` holds their figures in 3-D (training.volume_scores).
+        `classes` holds the mean Dice of each by name, over the frames in which label or mask has it, and how many. With
+        volumes `volumes` holds their figures in 3-D (training.volume_scores).
         """
         videos = sorted({score.video for score in self.scores})
         return {
@@ -69,12 +78,13 @@ class Evaluation:
             "surface_tolerance": f"{TOLERANCE_OF_DIAGONAL:.0%} of the diagonal",
             "overall": _summarise(self.scores),
             "videos": {video: _summarise([s for s in self.scores if s.video == video]) for video in videos},
+            "classes": self._summarise_classes(),
             **({} if self.volumes is None else {VOLUMES: self.volumes.to_json()}),
             "per_frame": [vars(score) for score in self.scores],
         }
 
     def to_table(self) -> str:
-        """A line per video and one for all: mean and 95 % interval; then the table of the volumes."""
+        """A line per video and one for all: mean and 95 % interval; of several classes one each; volumes' table."""
         summary = self.to_json()
         rows = [*summary["videos"].items(), ("overall", summary["overall"])]
         width = max(len(name) for name, _ in rows) + 2
@@ -84,9 +94,22 @@ class Evaluation:
                 f"{row[m]['mean']:.3f} [{row[m]['ci95'][0]:.3f}, {row[m]['ci95'][1]:.3f}]" for m in METRICS
             )
             lines.append(f"{name:<{width}}{row['frames']:>7}  " + "  ".join(f"{cell:<22}" for cell in cells))
+        if len(classes := summary["classes"]) > 1:
+            width = max(len(name) for name in classes) + 2
+            lines.append(f"{'class':<{width}}{'frames':>7}  dice")
+            for name, figures in classes.items():
+                dice = "-" if figures["dice"] is None else f"{figures['dice']:.3f}"
+                lines.append(f"{name:<{width}}{figures['frames']:>7}  {dice}")
         if self.volumes is not None:
             lines += ["", self.volumes.to_table()]
         return "\n".join(line.rstrip() for line in lines)
+
+    def _summarise_classes(self) -> dict[str, dict[str, Any]]:
+        summary = {}
+        for place, name in enumerate(self.names):
+            found = [dice for score in self.scores if (dice := score.class_dice[place]) is not None]
+            summary[name] = {"frames": len(found), "dice": float(np.mean(found)) if found else None}
+        return summary
 
 
 def evaluate_samples(
@@ -105,9 +128,9 @@ def evaluate_samples(
     """Fit each frame as the service does, predict, restore the mask to the frame's own size and score it there.
 
     Surface distances take longer than the network on large frames; `surfaces=False` leaves them out, and with them the
-    figures of volumes. `names` are those of the foreground classes; without them they go by their ids.
-    `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder for pictures
-    of every frame, named by their Dice so that a listing goes from worst to best.
+    figures of volumes. `names` are those of the foreground classes, for figures of each; in volumes they go by their
+    ids without. `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder
+    for pictures of every frame, named by their Dice so that a listing goes from worst to best.
     """
     structures = names or [f"class {class_id}" for class_id in range(1, classes)]
     collector = VolumeCollector(samples, structures) if surfaces else None
@@ -118,6 +141,7 @@ def evaluate_samples(
             raise DataError(
                 f"{sample.sample_id} is unlabeled.", "labeled frames", "Evaluate on data with masks."
             )
+        _require_known_classes(sample, true_hw, classes)
         planned = plan_fit(*image_hwc.shape[:2], input_size, fit)
         predicted_hw = restore_mask(predict(fit_image(image_hwc, planned)[None])[0], planned)
         dice, iou = dice_and_iou(predicted_hw, true_hw, classes)
@@ -125,14 +149,26 @@ def evaluate_samples(
         if surfaces:
             tolerance_px = TOLERANCE_OF_DIAGONAL * float(np.hypot(*true_hw.shape))
             nsd = normalised_surface_distance(predicted_hw, true_hw, classes, tolerance_px)
-        scores.append(FrameScore(sample.sample_id, sample.video, dice, iou, nsd))
+        dices = class_dices(predicted_hw, true_hw, classes)
+        scores.append(FrameScore(sample.sample_id, sample.video, dice, iou, nsd, dices))
         if collector is not None:
             collector.add(sample, predicted_hw)
         if overlays is not None:
             path = overlays / f"{dice:.3f}_{sample.sample_id.replace('/', '_')}.jpg"
             overlays.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), draw_comparison(image_hwc, predicted_hw, true_hw)[:, :, ::-1])
-    return Evaluation(data, tuple(scores), volumes=None if collector is None else collector.finish())
+    volumes = None if collector is None else collector.finish()
+    return Evaluation(data, tuple(scores), tuple(names), volumes)
+
+
+def _require_known_classes(sample: Sample, true_hw: Mask, classes: int) -> None:
+    """What the network cannot label would count nowhere, neither as found nor as missed."""
+    if (largest := int(true_hw.max(initial=0))) >= classes:
+        raise DataError(
+            f"{sample.sample_id} holds the class {largest}.",
+            f"classes 0 to {classes - 1}, as the network has them",
+            "Name data whose classes are the network's.",
+        )
 
 
 def draw_comparison(image_hwc: Image, predicted_hw: Mask, true_hw: Mask) -> Image:

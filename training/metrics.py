@@ -30,6 +30,16 @@ def dice_and_iou(predicted_hw: Mask, true_hw: Mask, classes: int) -> tuple[float
     return float(np.mean(dices)), float(np.mean(ious))
 
 
+def class_dices(predicted_hw: Mask, true_hw: Mask, classes: int) -> tuple[float | None, ...]:
+    """Dice of each foreground class, in the order of their ids; None for one that is in neither mask."""
+    dices: list[float | None] = []
+    for class_id in range(1, classes):
+        predicted, true = predicted_hw == class_id, true_hw == class_id
+        total = int(predicted.sum()) + int(true.sum())
+        dices.append(2 * int((predicted & true).sum()) / total if total else None)
+    return tuple(dices)
+
+
 def normalised_surface_distance(
     predicted_hw: Mask, true_hw: Mask, classes: int, tolerance_px: float
 ) -> float:

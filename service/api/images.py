@@ -24,7 +24,7 @@ from service.streams.pictures import decode_picture
 
 router = APIRouter()
 
-AnswerFormat = Literal["png", "rle", "polygons", "overlay"]
+AnswerFormat = Literal["png", "palette", "rle", "polygons", "overlay"]
 AnswerSize = Literal["model", "source"]
 _OVERLAY_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -85,7 +85,7 @@ def _choose_encoder(
         fit = segmented.frame.fit
         mask_hw = place(segmented.canvas_mask_hw, fit)
         if answer_format != "overlay":
-            return encode_mask(mask_hw, answer_format)
+            return encode_mask(mask_hw, answer_format, card.classes)
         if size == "source":
             # The model was given a reduced picture; the whole one is needed here alone.
             return _encode_overlay(decode_picture(data, max_pixels=max_pixels), mask_hw, card)

@@ -88,7 +88,7 @@ def open_bundle(folder: Path) -> Bundle:
         _check_file(folder, name, expected)
     for model in card.models.values():
         _check_graph_file(folder / model.file)
-    mask_hw = _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
+    mask_hw = _read_golden_mask(folder, card)
     confidence_hw = None
     if card.has_confidence:
         confidence_hw = _read_golden(folder / GOLDEN_CONFIDENCE, cv2.IMREAD_GRAYSCALE, card)
@@ -153,6 +153,17 @@ def _check_graph_file(path: Path) -> None:
 def _read_golden_image(folder: Path, card: ModelCard) -> Image:
     image_bgr = _read_golden(folder / GOLDEN_IMAGE, cv2.IMREAD_COLOR, card)
     return np.ascontiguousarray(image_bgr[:, :, ::-1])
+
+
+def _read_golden_mask(folder: Path, card: ModelCard) -> Mask:
+    mask_hw = _read_golden(folder / GOLDEN_MASK, cv2.IMREAD_GRAYSCALE, card)
+    if (largest := int(mask_hw.max())) >= len(card.classes):
+        raise BundleError(
+            f"{folder / GOLDEN_MASK} holds the class {largest}, which the card does not name.",
+            f"the card's classes, 0 to {len(card.classes) - 1}",
+            _REMEDY,
+        )
+    return mask_hw
 
 
 def _read_golden(path: Path, flags: int, card: ModelCard) -> Image:

@@ -76,6 +76,9 @@ class Metric(_Strict):
     dice: Share
     iou: Share
     videos: dict[str, Share] = Field(default_factory=dict, description="mean Dice per video")
+    classes: dict[str, Share] = Field(
+        default_factory=dict, description="mean Dice per class, over the frames in which label or mask has it"
+    )
 
 
 class Parity(_Strict):
@@ -113,6 +116,9 @@ class ModelCard(_Strict):
     classes: tuple[ClassInfo, ...] = Field(min_length=2)
     input_size: InputSize
     fit: Literal["letterbox", "stretch"] = "letterbox"
+    intensities: str = Field(
+        "", description="what the levels 0 to 255 of a grey picture stand for; empty for pictures of a camera"
+    )
     outputs: tuple[str, ...] = (MASK,)
     network: str
     network_options: dict[str, JsonValue] | None = Field(

@@ -61,7 +61,7 @@ class Pipeline:
         self._telemetry = telemetry
         self._on_fatal = on_fatal
         self._room = WaitingRoom(time.monotonic)
-        self._publisher = Publisher(self._find, self._fail)
+        self._publisher = Publisher(self._find, bundle.card.classes, self._fail)
         self._engine = Engine(
             bundle,
             open_backend,

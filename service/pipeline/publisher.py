@@ -10,6 +10,7 @@ from typing import Protocol
 
 from service.contract.geometry import crop_mask
 from service.contract.masks import MaskFormat, encode_mask
+from service.contract.model_card import ClassInfo
 from service.frames import SegmentedFrame, Stage
 from service.pipeline.latest_frames import Drop
 from service.pipeline.workers import Worker
@@ -34,11 +35,18 @@ class Audience(Protocol):
 class Publisher:
     """One thread, first in first out, so masks keep the order of their frames.
 
-    The engine may be two batches ahead; then `publish` blocks. `find` gives the audience of a stream.
+    The engine may be two batches ahead; then `publish` blocks. `find` gives the audience of a stream, `classes` are
+    those of the masks.
     """
 
-    def __init__(self, find: Callable[[str], Audience], on_failure: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        find: Callable[[str], Audience],
+        classes: Sequence[ClassInfo],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
         self._find = find
+        self._classes = classes
         self._batches: queue.Queue[Sequence[SegmentedFrame] | None] = queue.Queue(maxsize=2)
         self._worker = Worker("surgseg-publisher", self._work, on_failure)
 
@@ -67,6 +75,6 @@ class Publisher:
         audience = self._find(frame.stream_id)
         mask_hw = crop_mask(segmented.canvas_mask_hw, frame.fit)
         used_s = time.thread_time()
-        payloads = {name: encode_mask(mask_hw, name) for name in audience.formats()}
+        payloads = {name: encode_mask(mask_hw, name, self._classes) for name in audience.formats()}
         frame.timeline.mark(Stage.ENCODE, time.monotonic())
         audience.deliver(replace(segmented, cost_s=time.thread_time() - used_s), payloads)

@@ -1,8 +1,9 @@
 """Untrusted bytes into a picture: codec and size from the header first; then, if allowed, decode.
 
 Only JPEG and PNG are accepted. A picture keeps the rows and columns it is stored with: the EXIF orientation
-is ignored, so that a mask lies over the stored pixels. 16-bit samples keep their high byte, grey becomes
-RGB, and an alpha channel is left out.
+is ignored, so that a mask lies over the stored pixels. Grey becomes RGB with three equal channels, 16-bit colours keep
+their high byte, and an alpha channel is left out. 16-bit grey is refused: it is seldom a picture but measured values,
+such as a CT's, whose high byte would be a black picture and a wrong mask.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from service.errors import InvalidPictureError, PayloadTooLargeError
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"
-_PNG_IHDR = struct.Struct(">I4sII")
+_PNG_IHDR = struct.Struct(">I4sIIBB")
+_PNG_GREY_TYPES = frozenset({0, 4})  # without and with an alpha channel
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_END = b"\xff\xd9"
 _JPEG_FRAME = struct.Struct(">BHHB")
@@ -128,11 +130,18 @@ def read_header(data: bytes) -> PictureHeader:
 def _read_png_header(data: bytes) -> PictureHeader:
     if len(data) < len(_PNG_SIGNATURE) + _PNG_IHDR.size:
         raise _truncated("png", len(data))
-    length, kind, width, height = _PNG_IHDR.unpack_from(data, len(_PNG_SIGNATURE))
+    length, kind, width, height, bits, colour_type = _PNG_IHDR.unpack_from(data, len(_PNG_SIGNATURE))
     if (length, kind) != (13, b"IHDR") or not width or not height:
         raise InvalidPictureError("The PNG has no valid IHDR chunk.", "a PNG picture", _REMEDY)
     if _PNG_END not in data[-64:] and _PNG_END not in data:
         raise _truncated("png", len(data))
+    if bits == 16 and colour_type in _PNG_GREY_TYPES:
+        raise InvalidPictureError(
+            f"The PNG is {width} x {height} with 16-bit grey samples.",
+            "8-bit samples, because the model knows the levels 0 to 255 only",
+            "Scale the values to 0 to 255 as those of the model's training pictures were, which the card's intensities "
+            "may say (GET /v1/model), and send 8 bits.",
+        )
     return PictureHeader("png", width, height)
 
 

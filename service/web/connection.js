@@ -25,10 +25,12 @@ export class StreamConnection {
     this.isReady = false;
   }
 
-  open() {
+  /** `codec` is that of the pictures to come; a connection that was lost is opened with it again. */
+  open(codec = this.codec) {
+    this.codec = codec;
     this.close();
     this.onState("connecting", "Connecting to the service");
-    const socket = new WebSocket(socketUrl("v1/stream", { codec: "jpeg", mask: "png", mode: "latest" }));
+    const socket = new WebSocket(socketUrl("v1/stream", { codec, mask: "png", mode: "latest" }));
     socket.binaryType = "arraybuffer";
     socket.onopen = () => (this.wasLetIn = true);
     socket.onmessage = (message) => this.#receive(message.data);

@@ -1,21 +1,43 @@
-// Where frames come from: the service's synthetic scene, a video file, the camera.
+// Where frames come from: the service's synthetic scene, a video file or a picture, the camera.
 //
-// Every source has start(), stop(), a `name`, and calls `sink.admits()` before it spends work on a frame,
-// `sink.send(frame)` with {capturedAtUs, picture, image, close()}, and `sink.fail(text)` when it cannot go on.
+// Every source has start(), stop(), a `name`, the `codec` of its pictures, and calls `sink.admits()` before it spends
+// work on a frame, `sink.send(frame)` with {capturedAtUs, picture, image, close()}, and `sink.fail(text)` when it
+// cannot go on.
 
 import { nowUs, socketUrl, unpackFrame } from "./protocol.js";
 
 const JPEG_QUALITY = 0.9;
 const RETRY_MS = 1500;
+const PICTURE_MS = 500;
 
 function makeFrame(capturedAtUs, picture, image) {
   return { capturedAtUs, picture, image, close: () => image.close() };
+}
+
+/** Draw on the context's canvas, which becomes at most `maxWidth` wide. */
+function drawScaled(context, picture, width, height, maxWidth) {
+  const { canvas } = context;
+  const scale = Math.min(1, maxWidth / width);
+  canvas.width = Math.max(1, Math.round(width * scale));
+  canvas.height = Math.max(1, Math.round(height * scale));
+  context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+}
+
+/** The canvas as a frame of this moment. */
+async function takeFrame(canvas, type) {
+  const capturedAtUs = nowUs();
+  const [image, blob] = await Promise.all([
+    createImageBitmap(canvas),
+    new Promise((resolve) => canvas.toBlob(resolve, type, JPEG_QUALITY)),
+  ]);
+  return makeFrame(capturedAtUs, await blob.arrayBuffer(), image);
 }
 
 /** The synthetic scene of /v1/scene. `parameters` are its query parameters. */
 export class SceneSource {
   constructor(sink, parameters) {
     this.name = "scene";
+    this.codec = "jpeg";
     this.sink = sink;
     this.parameters = parameters;
     this.playedS = Number(parameters.start_s ?? 0);
@@ -70,6 +92,7 @@ export class SceneSource {
 /** A video element's frames, made smaller to at most `maxWidth` pixels and encoded as JPEG. */
 class VideoSource {
   constructor(sink, maxWidth) {
+    this.codec = "jpeg";
     this.sink = sink;
     this.maxWidth = maxWidth;
     this.canvas = document.createElement("canvas");
@@ -105,16 +128,8 @@ class VideoSource {
     this.isEncoding = true;
     try {
       const { videoWidth, videoHeight } = this.video;
-      const scale = Math.min(1, this.maxWidth / videoWidth);
-      this.canvas.width = Math.max(1, Math.round(videoWidth * scale));
-      this.canvas.height = Math.max(1, Math.round(videoHeight * scale));
-      this.context.drawImage(this.video, 0, 0, this.canvas.width, this.canvas.height);
-      const capturedAtUs = nowUs();
-      const [image, blob] = await Promise.all([
-        createImageBitmap(this.canvas),
-        new Promise((resolve) => this.canvas.toBlob(resolve, "image/jpeg", JPEG_QUALITY)),
-      ]);
-      const frame = makeFrame(capturedAtUs, await blob.arrayBuffer(), image);
+      drawScaled(this.context, this.video, videoWidth, videoHeight, this.maxWidth);
+      const frame = await takeFrame(this.canvas, "image/jpeg");
       if (this.isRunning) this.sink.send(frame);
       else frame.close();
     } finally {
@@ -148,6 +163,49 @@ export class FileSource extends VideoSource {
   dispose() {
     this.stop();
     URL.revokeObjectURL(this.url);
+  }
+}
+
+/** A picture file, sent over and over without loss: what is shown is what the model sees. */
+export class PictureSource {
+  constructor(sink, maxWidth, file) {
+    this.name = "file";
+    this.codec = "png";
+    this.sink = sink;
+    this.maxWidth = maxWidth;
+    this.file = file;
+    this.context = document.createElement("canvas").getContext("2d", { alpha: false });
+  }
+
+  async start() {
+    this.stop();
+    this.isRunning = true;
+    try {
+      this.picture ??= await createImageBitmap(this.file);
+    } catch {
+      this.sink.fail(`This browser cannot show ${this.file.name}. It shows PNG and JPEG pictures.`);
+      return;
+    }
+    if (!this.isRunning) return;
+    this.timer = setInterval(() => this.#push(), PICTURE_MS);
+    this.#push();
+  }
+
+  stop() {
+    this.isRunning = false;
+    clearInterval(this.timer);
+  }
+
+  async #push() {
+    this.sink.arrive();
+    if (!this.sink.admits()) return;
+    drawScaled(this.context, this.picture, this.picture.width, this.picture.height, this.maxWidth);
+    this.sink.send(await takeFrame(this.context.canvas, "image/png"));
+  }
+
+  dispose() {
+    this.stop();
+    this.picture?.close();
   }
 }
 

@@ -3,7 +3,7 @@
 import { StreamConnection } from "./connection.js";
 import { MaskDecoder, Overlay, makePalette } from "./overlay.js";
 import { Panels } from "./panels.js";
-import { CameraSource, FileSource, SceneSource } from "./sources.js";
+import { CameraSource, FileSource, PictureSource, SceneSource } from "./sources.js";
 import { LatencyRecord, Rate, splitLatency } from "./statistics.js";
 
 const element = (id) => document.getElementById(id);
@@ -119,7 +119,7 @@ function choose(next) {
   panels.showSource(next.name);
   setPaused(false);
   // A new stream for a new source: sequence numbers and drops begin anew.
-  connection.open();
+  connection.open(next.codec);
 }
 
 function setPaused(isPaused) {
@@ -144,7 +144,8 @@ function wire() {
   element("source-file").onclick = () => element("file").click();
   element("file").onchange = (change) => {
     const [file] = change.target.files;
-    if (file) choose(new FileSource(makeSink(), maxWidth(), file));
+    const Source = file?.type.startsWith("image/") ? PictureSource : FileSource;
+    if (file) choose(new Source(makeSink(), maxWidth(), file));
     change.target.value = "";
   };
   element("size").onchange = () => {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +11,18 @@ import av
 import cv2
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-quic"),
-]
-FAKE_CAMERA = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
+from tests.end_to_end.conftest import CHROMIUM, PAGE_WAIT_MS
+
 SMALL_SCENE = "width=640&height=360&fps=15&view=full&instruments=2&seed=2"
 COLOUR = np.array((0, 200, 255))
-WAIT_MS = 30_000
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
     pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not installed"),
 ]
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS + FAKE_CAMERA)
-    yield running
-    running.close()
-
-
-@pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A page on which any uncaught script error fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 800})
-    page = context.new_page()
-    page.set_default_timeout(WAIT_MS)
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert not errors
 
 
 def state(page: Page) -> dict[str, Any]:
@@ -63,7 +32,7 @@ def state(page: Page) -> dict[str, Any]:
 
 def wait_for_frames(page: Page, more: int = 10) -> None:
     shown = state(page)["framesShown"]
-    page.wait_for_function(f"window.surgseg.framesShown >= {shown + more}", timeout=WAIT_MS)
+    page.wait_for_function(f"window.surgseg.framesShown >= {shown + more}", timeout=PAGE_WAIT_MS)
 
 
 def read_canvas(page: Page) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -75,6 +76,13 @@ def test_confidences_agree_within_two_levels_and_no_more() -> None:
     assert not is_close(shifted_by(3), "float32")
     assert shifted_by(3).labels_equal == 1.0
     assert "0.0000% of confidences within 2" in str(shifted_by(3))
+
+
+@pytest.mark.parametrize(("precision", "least"), [("float32", 0.9999), ("bfloat16", 0.98), ("int8", 0.9)])
+def test_rounding_may_move_confidences_further_than_labels(precision: Any, least: float) -> None:
+    assert is_close(Agreement(1, 1.0, 1.0, least), precision)
+    assert not is_close(Agreement(1, 1.0, 1.0, least - 0.001), precision)
+    assert not is_close(Agreement(1, 0.994, 1.0, 1.0), precision)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 
 import cv2
@@ -8,14 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image as PillowImage
 
 from service.contract.masks import (
     MASK_FORMATS,
     encode_mask,
     from_png,
     from_rle,
+    to_palette_png,
+    to_png,
     to_polygons,
     to_rle,
+)
+from service.contract.model_card import ClassInfo
+
+CLASSES = tuple(
+    ClassInfo(id=number, name=name, colour=colour)
+    for number, (name, colour) in enumerate(
+        [("background", (0, 0, 0)), ("myocardium", (230, 160, 30)), ("left_ventricle", (200, 40, 60))]
+    )
 )
 
 masks = arrays(
@@ -36,6 +48,41 @@ def test_a_shape_is_listed_for_every_class_but_the_background(mask_hw: np.ndarra
     present = sorted(set(np.unique(mask_hw)) - {0})
     assert [segment["class_id"] for segment in to_rle(mask_hw)["segments"]] == present
     assert sorted({polygon["class_id"] for polygon in to_polygons(mask_hw)["polygons"]}) == present
+
+
+def test_shapes_have_the_names_of_their_classes() -> None:
+    mask_hw = np.array([[0, 1, 2, 7]], np.uint8)
+    expected = [(1, "myocardium"), (2, "left_ventricle"), (7, None)]
+    for shapes in (to_rle(mask_hw, CLASSES)["segments"], to_polygons(mask_hw, CLASSES)["polygons"]):
+        assert [(shape["class_id"], shape.get("name")) for shape in shapes] == expected
+    assert all("name" not in shape for shape in to_rle(mask_hw)["segments"])
+
+
+@given(mask_hw=masks)
+def test_a_palette_holds_the_ids_for_programs_and_the_colours_for_people(mask_hw: np.ndarray) -> None:
+    data = to_palette_png(mask_hw, CLASSES)
+    picture = PillowImage.open(io.BytesIO(data))
+    assert picture.mode == "P"
+    np.testing.assert_array_equal(np.array(picture), mask_hw)
+    np.testing.assert_array_equal(from_png(data), mask_hw)
+    colours = np.full((256, 3), 255, np.uint8)
+    colours[:3] = [info.colour for info in CLASSES]
+    shown_bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    np.testing.assert_array_equal(shown_bgr[:, :, ::-1], colours[mask_hw])
+
+
+def test_a_palette_costs_its_colours_only() -> None:
+    mask_hw = np.kron(np.arange(6, dtype=np.uint8).reshape(2, 3) % 3, np.ones((90, 90), np.uint8))
+    plain, coloured = to_png(mask_hw), to_palette_png(mask_hw, CLASSES)
+    assert len(coloured) == len(plain) + 12 + 3 * len(CLASSES)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.5, 0.8, 0.99])
+def test_a_palette_that_is_cut_short_is_refused(share: float) -> None:
+    noise_hw = np.random.default_rng(4).integers(0, 3, (40, 40), dtype=np.uint8)
+    data = to_palette_png(noise_hw, CLASSES)
+    with pytest.raises(ValueError, match="PNG"):
+        from_png(data[: int(len(data) * share)])
 
 
 def test_polygons_mark_holes() -> None:

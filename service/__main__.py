@@ -1,4 +1,4 @@
-"""The commands serve, segment, stream, bench, token and ready. Each one's module is imported only when it is chosen."""
+"""The commands of surgseg, one a module. Each one's module is imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ _COMMANDS = {
     "serve": ("service.server", "run_server", "serve masks over HTTP and WebSocket"),
     "segment": ("service.offline", "run", "segment pictures, folders and videos without a service"),
     "stream": ("service.push", "run", "push a video file to a running service"),
+    "replay": ("service.replay", "run", "read an audit record, or draw its masks over the video again"),
     "token": ("service.token_command", "run", "make, list and revoke tokens"),
     "ready": ("service.readiness", "run", "ask a running service whether it is ready, for probes"),
     "bench": ("service.bench.command", "run", "measure the service: streams, pictures, scenarios"),

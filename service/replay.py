@@ -19,7 +19,7 @@ from service.audit.summary import StreamSummary, Summary
 from service.contract.geometry import Image, enlarge_mask
 from service.contract.model_card import ClassInfo
 from service.contract.video import find_video, open_video_file
-from service.errors import DataError, InvalidRequestError
+from service.errors import DataError, InvalidRequestError, StreamError
 from service.output_files import check_outputs, make_folder
 from service.overlay import draw_overlay
 from service.push import format_table, summarize
@@ -30,6 +30,7 @@ from service.wire import VIDEO_CODECS
 _RATE_WHEN_UNKNOWN = Fraction(25)
 _ROWS_PER_LETTER_SIZE = 720
 _MOST_PROBLEMS_SHOWN = 20
+_DRAWN = "drawn"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", type=Path, metavar="OUT", help="the video to write, mp4")
     parser.add_argument("--stream", metavar="ID", help="one stream, as ID or RUN/ID (all, or the only one)")
     parser.add_argument("--shift", type=float, metavar="SECONDS",
-                        help="added to the record's times to make them the video's; frames then match to half a frame")  # fmt: skip
+                        help="from the record's times to the video's; then the nearest frame counts")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -95,18 +96,35 @@ def draw_record(
     counts: Counter[str] = Counter()
     with VideoFile(video) as file, VideoWriter(out, file.average_rate or _RATE_WHEN_UNKNOWN) as writer:
         matching = _plan_matching(stream, endings, video, file.average_rate, shift_s)
+        damage = _draw_frames(file, writer, matching, summary, counts)
+        if not counts[_DRAWN]:
+            raise DataError(
+                f"No frame of {video} is in the record of {stream.key}.",
+                "the video whose frames were segmented",
+                "Name that video; where its times begin elsewhere, say by how much with --shift.",
+            )
+    rest = "".join(f", {count} {reason}" for reason, count in counts.items() if reason != _DRAWN)
+    return f"{stream.key}: {counts[_DRAWN]} of {stream.masks} masks drawn{rest} -> {out}{damage}"
+
+
+def _draw_frames(
+    file: VideoFile, writer: VideoWriter, matching: Matching, summary: Summary, counts: Counter[str]
+) -> str:
+    """Draw every frame that can be decoded, and count them by what was found; gives what is wrong with the video."""
+    try:
         for number, frame in enumerate(tqdm(file.frames(), unit="frame", disable=None), start=1):
             found = matching.find(number, frame.pts_s)
             if isinstance(found, MaskEntry):
                 image_hwc = draw_entry(frame.image_hwc, found, _find_classes(summary, found))
-                counts["drawn"] += 1
             else:
                 image_hwc = draw_reason(frame.image_hwc, found)
-                counts[found] += 1
+            counts[_DRAWN if isinstance(found, MaskEntry) else found] += 1
             writer.write(image_hwc, frame.pts_s)
-    _check_drawn(stream, video, counts)
-    rest = "".join(f", {count} {reason}" for reason, count in counts.items() if reason != "drawn")
-    return f"{stream.key}: {counts['drawn']} of {stream.masks} masks drawn{rest} -> {out}"
+    except StreamError as error:
+        if not counts:
+            raise
+        return f"\n! {error.found}"
+    return ""
 
 
 def draw_entry(image_hwc: Image, entry: MaskEntry, classes: tuple[ClassInfo, ...]) -> Image:
@@ -181,14 +199,16 @@ def _read_times(video: Path) -> list[float | None]:
 
 
 def _choose_stream(summary: Summary, name: str | None) -> StreamSummary:
-    streams = list(summary.find(name))
-    if len(streams) == 1:
-        return streams[0]
-    known = ", ".join(stream.key for stream in summary.find(None)) or "none with a mask"
-    found = (
-        f"{len(streams)} streams with masks" if name is None else f"{len(streams)} streams called {name!r}"
+    candidates = [stream for stream in summary.find(name) if stream.masks]
+    if len(candidates) == 1:
+        return candidates[0]
+    known = ", ".join(stream.key for stream in summary.find(None) if stream.masks) or "the record has none"
+    named = "" if name is None else f" called {name!r}"
+    raise DataError(
+        f"The record has {len(candidates)} streams{named} with masks.",
+        "one stream to draw",
+        f"Name one with --stream: {known}.",
     )
-    raise DataError(f"The record has {found}.", "one stream to draw", f"Name one with --stream: {known}.")
 
 
 def _find_classes(summary: Summary, entry: MaskEntry) -> tuple[ClassInfo, ...]:
@@ -200,15 +220,6 @@ def _find_classes(summary: Summary, entry: MaskEntry) -> tuple[ClassInfo, ...]:
             "Read the whole folder, not one file.",
         )
     return model.classes
-
-
-def _check_drawn(stream: StreamSummary, video: Path, counts: Counter[str]) -> None:
-    if not counts["drawn"]:
-        raise DataError(
-            f"No frame of {video} is in the record of {stream.key}.",
-            "the video whose frames were segmented",
-            "Name that video; where its times begin elsewhere, say by how much with --shift.",
-        )
 
 
 def _describe(stream: StreamSummary, summary: Summary) -> list[str]:

@@ -92,15 +92,21 @@ class Scribe:
 
     def _give_up(self) -> None:
         """The service ends, and the disk still takes nothing."""
-        lost = len(self._pending)
-        while self._intake.take(0) is not None:
-            lost += 1
-        self._pending.clear()
-        self._meter.lost.inc(lost)
-        _log.error("%s The last %d entries are lost.", self.failure, lost + self._lost)
+        lost = self._forget() + self._lost
+        _log.error("%s The last %d entries are lost.", self.failure, lost)
 
     def _die(self, error: BaseException) -> None:
         self.failure = f"The audit record has failed ({error.__class__.__name__}: {error})."
         _log.critical("%s Nothing more is recorded until the service is started again.", self.failure)
         self._meter.failing.set(1)
         self._intake.close()
+        self._forget()
+
+    def _forget(self) -> int:
+        """Count what waits as lost."""
+        lost = len(self._pending)
+        while self._intake.take(0) is not None:
+            lost += 1
+        self._pending.clear()
+        self._meter.lost.inc(lost)
+        return lost

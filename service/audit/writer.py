@@ -37,7 +37,7 @@ class RecordWriter:
         self._on_deleted = on_deleted
         self._closed = folder.files()
         self._file: AppendedFile | None = None
-        self._begun_at = 0.0
+        self._begun_at = self._written_at = 0.0
         self._file_number = self._closed[-1].number if self._closed else 0
         self._previous = _find_last_digest(self._closed)
         self._number = 0
@@ -71,12 +71,12 @@ class RecordWriter:
         if self._file is not None:
             is_old = now - self._begun_at >= self._rules.file_s
             if is_old or self._file.size_bytes >= self._rules.file_bytes:
-                self._end_file(now)
+                self._end_file()
         self._make_room(0, now)
 
     def close(self) -> None:
         """End the file, and let go of the folder."""
-        self._end_file(self._clock())
+        self._end_file()
         self._folder.close()
 
     def _append(self, data: bytes) -> None:
@@ -89,15 +89,16 @@ class RecordWriter:
         try:
             self._file.append(data)
         except OSError:
-            self._end_file(now)
+            self._end_file()
             raise
+        self._written_at = now
 
-    def _end_file(self, now: float) -> None:
+    def _end_file(self) -> None:
         file, self._file = self._file, None
         if file is None:
             return
         file.close()
-        closed = RecordFile(file.path, file.number, file.size_bytes, now)
+        closed = RecordFile(file.path, file.number, file.size_bytes, self._written_at)
         if not file.size_bytes:
             self._folder.delete(closed)
             return

@@ -229,3 +229,13 @@ def test_a_writer_that_dies_of_a_defect_is_seen(
     assert registry.get_sample_value("surgseg_audit_failing") == 1
     recorder.follow("two").end(0, 0, {})
     assert registry.get_sample_value("surgseg_audit_lost_total") == 2
+
+
+def test_what_waits_to_be_written_is_bounded_in_number_too() -> None:
+    intake = Intake(max_drafts=3)
+    assert [intake.put(pytest.fail) for _ in range(5)] == [True, True, True, False, False]
+    assert (intake.take_lost(), intake.take_lost()) == (2, 0)
+    intake.close()
+    assert not intake.put(pytest.fail)
+    assert [intake.take(0) is not None for _ in range(4)] == [True, True, True, False]
+    assert intake.is_over

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -34,10 +35,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(given)
     module_name, function_name, _ = _COMMANDS[chosen.command]
     try:
-        return int(getattr(importlib.import_module(module_name), function_name)(chosen))
+        code = int(getattr(importlib.import_module(module_name), function_name)(chosen))
+        sys.stdout.flush()
+        return code
     except SurgsegError as error:
         print(f"surgseg {chosen.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -25,6 +27,7 @@ from service.overlay import draw_overlay
 from service.recording import VideoWriter
 from service.streams.video import read_video
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 AT = datetime(2026, 1, 18, tzinfo=UTC)
 CLASSES = (
     ClassInfo(id=0, name="background", colour=(0, 0, 0)),
@@ -215,3 +218,16 @@ def test_a_mask_is_never_matched_to_another_frame(kept: list[bool], shift: int) 
                 assert found == "no mask: behind"
     assert by_number.find(len(kept) + 1, None) == NOT_RECORDED
     assert isinstance(by_time.find(1, None), str)
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_traceback(record: Callable[..., str]) -> None:
+    many = [mask(1).model_copy(update={"stream": f"stream-{number}"}) for number in range(200)]
+    command = [sys.executable, "-m", "service", "replay", record([MODEL, *many])]
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stderr is not None
+    with process.stdout, process.stderr:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 1

@@ -50,8 +50,8 @@ def create_app(
 ) -> FastAPI:
     """The whole service as an ASGI application.
 
-    Raises BundleError when the bundle cannot be trusted, InvalidRequestError when the file of tokens cannot be read or no
-    audit record can be kept.
+    Raises BundleError when the bundle cannot be trusted, InvalidRequestError when the file of tokens cannot be read, or
+    no audit record can be kept.
 
     The backend is opened once the application runs, off the event loop: until then /healthz answers, /readyz
     and the rest say 503. `on_ready` is called on the event loop; `on_fatal` from any thread, when the

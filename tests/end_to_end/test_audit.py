@@ -93,7 +93,7 @@ def test_a_killed_service_leaves_everything_up_to_the_last_second_and_nothing_wr
 
     recorded = read_masks(tmp_path / "audit")
     due = {sequence for at, sequence, _ in shown if at < killed_at - 1.0}
-    assert len(due) > 20
+    assert len(due) > 5
     assert due <= set(recorded)
     fingerprint = open_bundle(small_bundle).fingerprint
     for _, sequence, mask_hw in shown:

@@ -23,17 +23,22 @@ from service.access.token_file import TokenFile
 from service.api import health, images, reference, scene, sockets, streams
 from service.api.gate import Gate
 from service.api.problems import install_problem_handlers
+from service.audit.meter import AuditMeter
+from service.audit.recorder import AuditRecorder
+from service.audit.shelf import KeepRules
 from service.backends import open_backend
 from service.backends.base import Backend
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import Bundle, open_bundle
 from service.errors import BundleError
+from service.pipeline.journal import SILENT
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
 from service.telemetry import Telemetry
 
 _log = logging.getLogger("surgseg")
 _WEB = Path(__file__).parent / "web"
+_AUDIT_FILE_BYTES = 64 * 2**20
 STOP_TIMEOUT_S = 5.0  # what the engine gets, and uvicorn for its connections
 
 
@@ -45,7 +50,8 @@ def create_app(
 ) -> FastAPI:
     """The whole service as an ASGI application.
 
-    Raises BundleError when the bundle cannot be trusted, InvalidRequestError when the file of tokens cannot be read.
+    Raises BundleError when the bundle cannot be trusted, InvalidRequestError when the file of tokens cannot be read, or
+    no audit record can be kept.
 
     The backend is opened once the application runs, off the event loop: until then /healthz answers, /readyz
     and the rest say 503. `on_ready` is called on the event loop; `on_fatal` from any thread, when the
@@ -56,19 +62,21 @@ def create_app(
     telemetry = Telemetry(settings.batch_sizes)
     gate = _make_gate(settings, telemetry)
     fatal = on_fatal or _end_process
+    recorder = _begin_audit(settings, bundle, AuditMeter(telemetry.registry))
     pipeline = Pipeline(
         bundle,
         lambda: _open_backend(settings, bundle),
         settings,
         telemetry,
         fatal,
+        recorder or SILENT,
     )
 
     app = FastAPI(
         title="surgseg",
         version=version("surgseg"),
         summary="Surgical video in, instrument masks out.",
-        lifespan=_live_with(pipeline, telemetry, gate, on_ready, fatal),
+        lifespan=_live_with(pipeline, telemetry, recorder, gate, on_ready, fatal),
         docs_url=None,
         redoc_url=None,
     )
@@ -109,6 +117,19 @@ def _open_bundle(settings: Settings) -> Bundle:
     return bundle
 
 
+def _begin_audit(settings: Settings, bundle: Bundle, meter: AuditMeter) -> AuditRecorder | None:
+    if settings.audit is None:
+        return None
+    rules = KeepRules(
+        keep_s=settings.audit_days * 86_400.0,
+        max_bytes=settings.audit_bytes,
+        file_bytes=min(_AUDIT_FILE_BYTES, settings.audit_bytes // 4),
+    )
+    return AuditRecorder(
+        settings.audit, rules, meter, fingerprint=bundle.fingerprint, is_strict=settings.audit_strict
+    )
+
+
 def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
     return open_backend(
         settings.backend,
@@ -123,6 +144,7 @@ def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
 def _live_with(
     pipeline: Pipeline,
     telemetry: Telemetry,
+    recorder: AuditRecorder | None,
     gate: Gate,
     on_ready: Callable[[], None],
     on_fatal: Callable[[BaseException], None],
@@ -131,13 +153,17 @@ def _live_with(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = asyncio.create_task(_start(pipeline, telemetry, on_ready, on_fatal))
+        if recorder is not None:
+            recorder.start()
+        starting = asyncio.create_task(_start(pipeline, telemetry, recorder, on_ready, on_fatal))
         watching = asyncio.create_task(_watch(gate, on_fatal))
         yield
         app.state.draining.set()
         starting.cancel()
         watching.cancel()
         await asyncio.to_thread(pipeline.stop, STOP_TIMEOUT_S)
+        if recorder is not None:
+            await asyncio.to_thread(recorder.stop, STOP_TIMEOUT_S)
 
     return lifespan
 
@@ -163,6 +189,7 @@ class _WebMount(Mount):
 async def _start(
     pipeline: Pipeline,
     telemetry: Telemetry,
+    recorder: AuditRecorder | None,
     on_ready: Callable[[], None],
     on_fatal: Callable[[BaseException], None],
 ) -> None:
@@ -182,6 +209,8 @@ async def _start(
         sha256=pipeline.bundle.hash_of(backend.precision),
         fingerprint=pipeline.bundle.fingerprint,
     )
+    if recorder is not None:
+        recorder.describe_model(pipeline.bundle, backend)
     pipeline.warm_decoders()
     # in a thread of its own: nobody has to wait for it, and until it knows something all are admitted
     threading.Thread(target=pipeline.learn_costs, name="surgseg-calibration", daemon=True).start()

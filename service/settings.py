@@ -99,6 +99,14 @@ class Settings(BaseSettings):
     )
     tls_certificate: Path | None = Field(None, description="PEM file: the certificate and those above it")
     tls_key: Path | None = Field(None, description="PEM file: the certificate's key, without a passphrase")
+    audit: Path | None = Field(None, description="folder of the audit record; none is kept if unset")
+    audit_days: Annotated[float, Field(gt=0)] = Field(90.0, description="how long the audit record is kept")
+    audit_bytes: int = Field(
+        10 * 2**30, ge=2**20, description="largest audit record; the oldest files go first"
+    )
+    audit_strict: bool = Field(
+        False, description="take no new stream or picture while the audit record cannot be written"
+    )
     scene: bool = Field(True, description="offer the synthetic scene at /v1/scene")
     log_level: LogLevel = Field("info", description="least severe line logged")
     log_format: LogFormat = Field("text", description="lines for people, or a JSON object each")

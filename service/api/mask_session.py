@@ -58,6 +58,7 @@ class MaskSession(ABC):
         self._telemetry = state.telemetry
         self._draining: asyncio.Event = state.draining
         self._drain_timeout_s: float = state.settings.drain_timeout_s
+        self._is_recorded = state.settings.audit is not None
         self._viewer_timeout_s: float = state.settings.viewer_timeout_s
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
@@ -74,7 +75,12 @@ class MaskSession(ABC):
         self._log("a client gets its masks")
         try:
             await self._websocket.send_text(
-                pack_ready(self._pipeline.bundle.card, self.stream, self._mask_format)
+                pack_ready(
+                    self._pipeline.bundle.card,
+                    self.stream,
+                    self._mask_format,
+                    is_recorded=self._is_recorded,
+                )
             )
             receiver = asyncio.create_task(self._receive())
             sender = asyncio.create_task(self._send())

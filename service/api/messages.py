@@ -38,8 +38,8 @@ def pack_answer(answer: Answer, stream: LiveStream, mask_format: str, skipped: i
     return pack_mask(header, answer.payload)
 
 
-def pack_ready(card: ModelCard, stream: LiveStream, mask_format: str) -> str:
-    """The first event of a stream: who answers, with what classes, at what size, and on what terms."""
+def pack_ready(card: ModelCard, stream: LiveStream, mask_format: str, *, is_recorded: bool) -> str:
+    """The first event of a stream: who answers, with what classes, at what size, on what terms, recorded or not."""
     return pack_event(
         "ready",
         protocol_version=PROTOCOL_VERSION,
@@ -50,6 +50,7 @@ def pack_ready(card: ModelCard, stream: LiveStream, mask_format: str) -> str:
         codec=stream.codec,
         mask=mask_format,
         mode=stream.mode.value,
+        recorded=is_recorded,
     )
 
 

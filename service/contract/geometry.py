@@ -128,11 +128,15 @@ def restore_mask(mask_hw: Mask, fit: Fit) -> Mask:
 
     By nearest neighbour; a confidence is put back the same way, so that it stays with the pixels of its mask.
     """
-    cropped = crop_canvas(mask_hw, fit)
-    if cropped.shape == (fit.source_height, fit.source_width):
-        return np.ascontiguousarray(cropped)
-    size = (fit.source_width, fit.source_height)
-    return np.asarray(cv2.resize(cropped, size, interpolation=cv2.INTER_NEAREST_EXACT), dtype=np.uint8)
+    return enlarge_mask(crop_canvas(mask_hw, fit), fit.source_height, fit.source_width)
+
+
+def enlarge_mask(mask_hw: Mask, height: int, width: int) -> Mask:
+    """A mask that covers a picture, at whatever scale, as class ids `(height, width)`, the picture's own size."""
+    if mask_hw.shape == (height, width):
+        return np.ascontiguousarray(mask_hw)
+    resized = cv2.resize(mask_hw, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
+    return np.asarray(resized, dtype=np.uint8)
 
 
 def _check_source(array: NDArray[np.uint8], fit: Fit) -> None:

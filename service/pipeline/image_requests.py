@@ -89,7 +89,7 @@ class ImageRequests:
         try:
             frame = self._decode(data, arrived_at, sequence)
         except BaseException:
-            self.ledger.drop(DropReason.UNDECODABLE)
+            self.ledger.drop(sequence, DropReason.UNDECODABLE)
             raise
         answer: Future[SegmentedFrame] = Future()
         with self._lock:
@@ -101,7 +101,7 @@ class ImageRequests:
             payload = encode(segmented)
             frame.timeline.mark(Stage.ENCODE, time.monotonic())
         finally:
-            self.ledger.segment(frame.timeline)
+            self.ledger.segment(segmented)
         return payload, frame.timeline
 
     def formats(self) -> Iterable[MaskFormat]:
@@ -115,11 +115,11 @@ class ImageRequests:
         if answer.set_running_or_notify_cancel():
             answer.set_result(segmented)
         else:
-            self.ledger.segment(segmented.frame.timeline)
+            self.ledger.segment(segmented)
 
     def drop(self, drop: Drop) -> None:
         """Count a picture that will not run and tell its request why."""
-        self.ledger.drop(drop.reason)
+        self.ledger.drop(drop.frame.sequence, drop.reason)
         answer = self._pop(drop.frame.sequence)
         if answer.set_running_or_notify_cancel():
             answer.set_exception(_unavailable(drop.reason))

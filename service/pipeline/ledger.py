@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from service.frames import DecoderLoss, DropReason, Timeline
+from service.frames import DecoderLoss, DropReason, SegmentedFrame
+from service.pipeline.journal import SILENT, StreamJournal
 from service.telemetry import StreamMeter
 
 
@@ -13,7 +14,8 @@ class Ledger:
     """Counts of one stream since it began. Every method may be called from any thread.
 
     `received == segmented + sum(dropped) + pending` holds at every instant. `on_settled` is called once: when
-    the stream is closed and nothing of it is pending any more; `on_received` for every frame that arrives.
+    the stream is closed and nothing of it is pending any more; `on_received` for every frame that arrives. `journal`
+    is told how every single frame ended.
     """
 
     def __init__(
@@ -21,10 +23,12 @@ class Ledger:
         meter: StreamMeter,
         on_settled: Callable[[], None],
         on_received: Callable[[], None] = lambda: None,
+        journal: StreamJournal = SILENT,
     ) -> None:
         self._meter = meter
         self._on_settled = on_settled
         self._on_received = on_received
+        self._journal = journal
         self._lock = threading.Lock()
         self._received = 0
         self._segmented = 0
@@ -70,16 +74,18 @@ class Ledger:
             self._received += 1
             return self._received
 
-    def segment(self, timeline: Timeline) -> None:
+    def segment(self, segmented: SegmentedFrame) -> None:
         """Count a frame whose mask is ready; its timeline has all its marks."""
-        self._meter.count_segmented(timeline)
+        self._meter.count_segmented(segmented.frame.timeline)
+        self._journal.segment(segmented)
         with self._lock:
             self._segmented += 1
         self._settle()
 
-    def drop(self, reason: DropReason) -> None:
-        """Count a frame that never gave a mask."""
+    def drop(self, sequence: int, reason: DropReason, pts_s: float | None = None) -> None:
+        """Count a frame that never gave a mask; `pts_s` where it is known."""
         self._meter.count_dropped(reason)
+        self._journal.drop(sequence, reason, pts_s)
         with self._lock:
             self._dropped[reason] = self._dropped.get(reason, 0) + 1
         self._settle()
@@ -104,6 +110,7 @@ class Ledger:
                 return
             self._is_settled = True
         self._meter.close()
+        self._journal.end(self._received, self._segmented, self._dropped)
         self._on_settled()
 
     def _count_pending(self) -> int:

@@ -111,7 +111,7 @@ class LiveStream(ABC):
 
     def deliver(self, segmented: SegmentedFrame, payloads: Mapping[MaskFormat, bytes]) -> None:
         """See `Audience.deliver`."""
-        self.ledger.segment(segmented.frame.timeline)
+        self.ledger.segment(segmented)
         self._on_served(segmented)
         with self._lock:
             receivers = [one for one in self._subscriptions if one.mask_format in payloads]
@@ -128,11 +128,11 @@ class LiveStream(ABC):
 
     def drop(self, drop: Drop) -> None:
         """Count a frame of this stream that will not run."""
-        self.ledger.drop(drop.reason)
+        self.ledger.drop(drop.frame.sequence, drop.reason, drop.frame.pts_s)
 
     def drop_broken(self, sequence: int) -> None:
         """Count a frame that an unexpected error in the reader took away."""
-        self.ledger.drop(DropReason.UNDECODABLE)
+        self.ledger.drop(sequence, DropReason.UNDECODABLE)
 
     @abstractmethod
     def fail(self, error: BaseException) -> None:

@@ -14,6 +14,7 @@ from service.frames import SegmentedFrame, Stage
 from service.pipeline.engine import BackendInfo, Engine
 from service.pipeline.gatekeeper import Gatekeeper
 from service.pipeline.image_requests import ImageRequests
+from service.pipeline.journal import SILENT, Journal
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
@@ -54,7 +55,9 @@ class Pipeline:
         settings: Settings,
         telemetry: Telemetry,
         on_fatal: Callable[[BaseException], None],
+        journal: Journal = SILENT,
     ) -> None:
+        self.journal = journal
         self.bundle = bundle
         self.backend: BackendInfo | None = None
         self._settings = settings
@@ -79,7 +82,7 @@ class Pipeline:
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
         self._places = StreamPlaces(
-            settings.max_streams, telemetry, self._gatekeeper, self._forget, self._make_room
+            settings.max_streams, telemetry, self._gatekeeper, self._forget, self._make_room, journal
         )
         self._refusal: str | None = _STARTING
         self._failure: BaseException | None = None
@@ -99,12 +102,16 @@ class Pipeline:
     def is_ready(self) -> bool:
         """Whether a frame would be served now: started, not draining, an inference succeeded lately."""
         age_s = time.monotonic() - self._engine.last_success_at
-        return self._refusal is None and self._failure is None and age_s <= self._settings.ready_window_s
+        return self._why_closed is None and self._failure is None and age_s <= self._settings.ready_window_s
 
     def check_open(self) -> None:
         """Raise UnavailableError unless new work is taken."""
-        if self._refusal is not None:
-            raise UnavailableError(self._refusal, "a service that is ready", "Try again in a moment.")
+        if (reason := self._why_closed) is not None:
+            raise UnavailableError(reason, "a service that is ready", "Try again in a moment.")
+
+    @property
+    def _why_closed(self) -> str | None:
+        return self._refusal or self.journal.refusal
 
     def streams(self) -> tuple[LiveStream, ...]:
         """The open streams, the oldest first."""
@@ -214,8 +221,9 @@ class Pipeline:
 
     def _make_image_requests(self) -> ImageRequests:
         settings, card = self._settings, self.bundle.card
+        journal = self.journal.follow(IMAGES_LABEL)
         return ImageRequests(
-            ledger=Ledger(self._telemetry.meter_stream(IMAGES_LABEL), on_settled=lambda: None),
+            ledger=Ledger(self._telemetry.meter_stream(IMAGES_LABEL), lambda: None, journal=journal),
             room=self._room,
             lanes=settings.batch_sizes[-1],
             max_requests=settings.max_requests,
@@ -240,6 +248,7 @@ class Pipeline:
         self._room.add_stream(stream.id, terms.mode, depth, terms.priority)
         with self._lock:
             self._streams[stream.id] = stream
+        self.journal.begin(stream)
         stream.start(self._make_reader(stream, terms).run)
 
     def _make_reader(self, stream: LiveStream, terms: StreamTerms) -> Reader:

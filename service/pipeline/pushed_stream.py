@@ -120,7 +120,7 @@ class PushedStream(LiveStream):
         unwanted = self.source.push(picture)
         if unwanted is not None:
             is_newest = unwanted.sequence == sequence
-            self.ledger.drop(DropReason.CLOSED if is_newest else DropReason.SUPERSEDED)
+            self.ledger.drop(unwanted.sequence, DropReason.CLOSED if is_newest else DropReason.SUPERSEDED)
         return sequence
 
     def fail(self, error: BaseException) -> None:
@@ -133,13 +133,13 @@ class PushedStream(LiveStream):
         self.source.close()
         for drop in self._room.remove_stream(self.id):
             self.drop(drop)
-        for _ in self.source.unread():
-            self.ledger.drop(DropReason.CLOSED)
+        for unread in self.source.unread():
+            self.ledger.drop(unread.sequence, DropReason.CLOSED)
         self.ledger.close()
 
     def lose(self, sequence: int, reason: DropReason, error: SurgsegError | None) -> None:
         """Count a frame that gave no picture; its sender is told where it is to blame, or where none may be lost."""
-        self.ledger.drop(reason)
+        self.ledger.drop(sequence, reason)
         if error is None and self.mode is Mode.EVERY:
             error = StreamError(
                 f"Frame {sequence} is lost ({reason.value}).", "a picture", "Send it again if it matters."

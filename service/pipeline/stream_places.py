@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from service.errors import OverloadedError, UnavailableError
 from service.pipeline.gatekeeper import Gatekeeper
+from service.pipeline.journal import SILENT, Journal
 from service.pipeline.ledger import Ledger
 from service.pipeline.processor_costs import Newcomer
 from service.telemetry import Refusal, Telemetry
@@ -37,11 +38,13 @@ class StreamPlaces:
         gatekeeper: Gatekeeper,
         on_left: Callable[[str], None],
         make_room: Callable[[], None],
+        journal: Journal = SILENT,
     ) -> None:
         self._telemetry = telemetry
         self._gatekeeper = gatekeeper
         self._on_left = on_left
         self._make_room = make_room
+        self._journal = journal
         self._lock = threading.Lock()
         self._count = count
         self._free = set(range(1, count + 1))
@@ -71,6 +74,7 @@ class StreamPlaces:
             self._telemetry.meter_stream(str(slot)),
             on_settled=lambda: self._leave(stream_id, slot),
             on_received=lambda: self._gatekeeper.receive(stream_id),
+            journal=self._journal.follow(stream_id),
         )
         return Place(stream_id, str(slot), ledger)
 

@@ -28,7 +28,7 @@ class PulledVideo(DecodedVideo):
     the last picture that it gave, a looped one from its beginning; what a decoder itself finds wrong with a file is
     final.
 
-    `on_received` counts a frame, and `on_dropped` says why the one just counted gives no mask.
+    `on_received` counts a frame and numbers it, and `on_dropped` says why that one gives no mask.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class PulledVideo(DecodedVideo):
         is_lossless: bool,
         is_looped: bool,
         on_received: Callable[[], int],
-        on_dropped: Callable[[DropReason], None],
+        on_dropped: Callable[[int, DropReason], None],
         on_state: Callable[[StreamState, str], None],
         on_restart: Callable[[DecoderLoss], None],
     ) -> None:
@@ -76,8 +76,7 @@ class PulledVideo(DecodedVideo):
     def _drop(self, message: DropMessage) -> None:
         for _ in message.sequences:
             self._told += 1
-            self._on_received()
-            self._on_dropped(message.reason)
+            self._on_dropped(self._on_received(), message.reason)
 
     def _note(self, event: Event) -> None:
         if event.kind == OPENED:

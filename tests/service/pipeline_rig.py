@@ -14,6 +14,7 @@ import numpy as np
 
 from service.contract.bundle import Bundle
 from service.errors import SurgsegError
+from service.pipeline.journal import SILENT, Journal
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
@@ -115,15 +116,17 @@ class Rig:
 
 @contextmanager
 def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
-    """A function that makes a rig, `make(*, is_started=True, concurrency=1, **settings)`; all stop at the end."""
+    """A function that makes a rig, `make(*, is_started, concurrency, journal, **settings)`; all stop at the end."""
     rigs: list[Rig] = []
 
-    def make(*, is_started: bool = True, concurrency: int = 1, **options: Any) -> Rig:
+    def make(
+        *, is_started: bool = True, concurrency: int = 1, journal: Journal = SILENT, **options: Any
+    ) -> Rig:
         settings = Settings(_env_file=None, **{"deadline_s": WAIT_S, "admission": False, **options})
         backend = HeldBackend(settings.batch_sizes, concurrency)
         telemetry = Telemetry(settings.batch_sizes)
         fatal: list[BaseException] = []
-        pipeline = Pipeline(bundle, lambda: backend, settings, telemetry, fatal.append)
+        pipeline = Pipeline(bundle, lambda: backend, settings, telemetry, fatal.append, journal)
         rig = Rig(pipeline, backend, telemetry, fatal)
         if is_started:
             pipeline.start().result(WAIT_S)

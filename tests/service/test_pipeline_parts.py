@@ -57,9 +57,9 @@ def test_a_ledger_always_adds_up_and_settles_once(steps: list[str], closes_after
         if step == "receive" and not is_closed:
             assert ledger.receive() == ledger.received
         elif step == "segment" and ledger.pending:
-            ledger.segment(Timeline(0.0))
+            ledger.segment(make_answer(1).segmented)
         elif isinstance(step, DropReason) and ledger.pending:
-            ledger.drop(step)
+            ledger.drop(1, step)
         assert ledger.received == ledger.segmented + sum(ledger.dropped.values()) + ledger.pending
         assert settled == ([1] if is_closed and not ledger.pending else [])
     assert sample(telemetry, "surgseg_frames_received_total", stream="1") == ledger.received
@@ -73,7 +73,7 @@ def test_a_slot_that_is_used_again_goes_on_counting() -> None:
     for _ in range(2):
         ledger = Ledger(telemetry.meter_stream("1"), lambda: None)
         ledger.receive()
-        ledger.drop(DropReason.CLOSED)
+        ledger.drop(1, DropReason.CLOSED)
         assert sample(telemetry, "surgseg_stream_fps", stream="1") == 0.0
         ledger.close()
         assert sample(telemetry, "surgseg_stream_fps", stream="1") is None

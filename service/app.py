@@ -87,13 +87,17 @@ def create_app(
     app.state.picture_threads = anyio.CapacityLimiter(settings.max_requests)
     install_problem_handlers(app)
     app.add_middleware(gate.wrap)
+    _add_routes(app, settings)
+    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
+    return app
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     for part in (images, streams, sockets, health, reference):
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)
     app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
-    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
-    return app
 
 
 def _make_gate(settings: Settings, telemetry: Telemetry) -> Gate:

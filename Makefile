@@ -13,7 +13,7 @@ SECRETS := deploy/compose/secrets
 FULL    := $(VENV)/.surgseg-full
 SERVICE := $(VENV)/.surgseg-service
 PINS    := pyproject.toml constraints.txt
-CODE    := service training model_export docker tests
+CODE    := service training model_export docker deploy tests
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -61,7 +61,7 @@ train: setup ## train a network (RECIPE=edge_web_frames)
 
 constraints: $(FULL) ## pin every dependency again, at its newest, in constraints.txt
 	$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-emit-index-url --no-emit-find-links \
-		--no-annotate --no-header --extra cpu --extra export --extra dev pyproject.toml -o constraints.txt
+		--no-annotate --no-header --extra cpu --extra export --extra ray --extra dev pyproject.toml -o constraints.txt
 
 clean: ## delete the environment, the caches and build leftovers
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

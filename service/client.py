@@ -23,10 +23,11 @@ service fetches itself, such as a camera's.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import httpx
 
@@ -36,12 +37,14 @@ from service.contract.masks import MaskFormat, decode_mask
 from service.credentials import Credentials
 from service.errors import (
     InvalidPictureError,
-    InvalidRequestError,
+    SurgsegError,
     UnavailableError,
 )
 from service.mask_receiver import EventHandler, MaskReceiver
 from service.mask_socket import connect_ready
 from service.mask_stream import MaskStream
+from service.replicas import is_passing, order_addresses
+from service.route import Route
 from service.wire import Codec, Mode, encode_picture
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
@@ -77,7 +80,7 @@ class Terms(TypedDict, total=False):
 
 
 class Client:
-    """A connection to one service; any thread may use it, and each stream it opens has one reader.
+    """A connection to a service, or to several replicas of one; any thread may use it, and each stream has one reader.
 
     Every failure is a SurgsegError: UnavailableError when nothing answers or the service is full, otherwise
     the error that the service named.
@@ -85,7 +88,7 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         timeout_s: float = 30.0,
         token: str | None = None,
@@ -93,17 +96,19 @@ class Client:
     ) -> None:
         """`url` is the service's address, such as http://127.0.0.1:8000 (https, ws and wss work too).
 
+        Of several, each a replica, one is chosen by chance; the others are asked where it does not answer or is full.
+        A stream that the service fetches is known to one replica only: give that one's address for it.
+
         `token` is what the service's operator gave you. `authority` is a PEM file of certificates to trust, where
         the service's own is from a hospital's authority that this machine does not know.
         """
-        self._http_url, self._stream_url = _split_url(url)
+        addresses = order_addresses(url)
+        self._http_urls = [address.http_url for address in addresses]
+        self._stream_urls = [address.stream_url for address in addresses]
         self._timeout_s = timeout_s
         self._credentials = Credentials(token, None if authority is None else Path(authority))
         self._http = httpx.Client(
-            base_url=self._http_url,
-            timeout=timeout_s,
-            headers=self._credentials.headers(),
-            verify=self._credentials.verify(),
+            timeout=timeout_s, headers=self._credentials.headers(), verify=self._credentials.verify()
         )
 
     def __enter__(self) -> Client:
@@ -154,9 +159,13 @@ class Client:
         mode: Mode = "latest",
         on_event: EventHandler | None = None,
         capacity: int = 64,
+        max_gap_s: float = 0.0,
         **terms: Unpack[Terms],
     ) -> MaskStream:
         """Open a stream; use it as a context manager. `terms` are those of Terms.
+
+        With `max_gap_s` it outlives its connection: it goes on at another replica, or the same one, and ends only when
+        none has served it for so long (see MaskStream; 10 is sensible). 0: it ends with its connection.
 
         `mode="latest"` is for live video: a frame that the model has no time for is dropped and counted.
         `every` answers each frame, in order, and slows the pusher down instead. `capacity` is how many
@@ -164,10 +173,17 @@ class Client:
         `notice`, `error` and `closing` event, and must not raise; without it they are logged.
         """
         query = urlencode({"codec": codec, "mask": mask, "mode": mode, **terms})
-        url = f"{self._stream_url}/v1/stream?{query}"
-        return _open_stream(
-            url,
+        route = Route(
+            self._stream_urls,
+            f"/v1/stream?{query}",
             self._credentials,
+            capacity=capacity,
+            timeout_s=self._timeout_s,
+            max_gap_s=max_gap_s,
+        )
+        return MaskStream(
+            route.open(),
+            route,
             codec=codec,
             mode=mode,
             on_event=on_event,
@@ -191,7 +207,7 @@ class Client:
         `loop` are for files. The stream stays open until `close_stream`.
         """
         order = {"url": url, "mode": mode, "transport": transport, "loop": loop, "name": name, **terms}
-        opened: dict[str, Any] = read_json(self._request("POST", "/v1/streams", json=order))
+        opened: dict[str, Any] = read_json(self._ask("POST", self._http_urls[0] + "/v1/streams", json=order))
         return opened
 
     def masks(
@@ -207,7 +223,7 @@ class Client:
         `on_event` and `capacity` are those of `stream`.
         """
         path = f"/v1/streams/{quote(stream_id, safe='')}/masks?{urlencode({'mask': mask})}"
-        url = self._stream_url + path
+        url = self._stream_urls[0] + path
         with connect_ready(url, self._credentials, capacity, self._timeout_s) as (socket, connection, ready):
             return MaskReceiver(
                 socket,
@@ -222,63 +238,30 @@ class Client:
 
     def close_stream(self, stream_id: str) -> None:
         """Have the service close a stream that it fetches."""
-        self._request("DELETE", f"/v1/streams/{quote(stream_id, safe='')}")
+        self._ask("DELETE", f"{self._http_urls[0]}/v1/streams/{quote(stream_id, safe='')}")
 
     def _request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        *others, last = self._http_urls
+        for url in others:
+            try:
+                return self._ask(method, url + path, **arguments)
+            except SurgsegError as error:
+                if not is_passing(error):
+                    raise
+        return self._ask(method, last + path, **arguments)
+
+    def _ask(self, method: str, url: str, **arguments: Any) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, **arguments)
+            answer = self._http.request(method, url, **arguments)
         except httpx.HTTPError as error:
             raise UnavailableError(
-                f"{self._http_url} does not answer ({error.__class__.__name__}: {error}).",
+                f"{url} does not answer ({error.__class__.__name__}: {error}).",
                 "a running surgseg service",
                 "Start it with `surgseg serve`, or check the address.",
             ) from error
         if answer.is_success:
             return answer
         raise read_problem(answer)
-
-
-def _open_stream(
-    url: str,
-    credentials: Credentials,
-    *,
-    codec: Codec,
-    mode: Mode,
-    on_event: EventHandler | None,
-    capacity: int,
-    timeout_s: float,
-) -> MaskStream:
-    with connect_ready(url, credentials, capacity, timeout_s) as (socket, connection, ready):
-        return MaskStream(
-            socket,
-            connection.pop_all(),
-            ready,
-            url=url,
-            codec=codec,
-            mode=mode,
-            on_event=on_event,
-            capacity=capacity,
-            timeout_s=timeout_s,
-        )
-
-
-def _split_url(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    schemes = {
-        "http": ("http", "ws"),
-        "ws": ("http", "ws"),
-        "https": ("https", "wss"),
-        "wss": ("https", "wss"),
-    }
-    if parts.scheme not in schemes or not parts.netloc:
-        raise InvalidRequestError(
-            f"{url!r} is not the address of a service.",
-            "an address such as http://127.0.0.1:8000 or ws://127.0.0.1:8000",
-            "Give the scheme, the host and the port.",
-        )
-    rest = parts.netloc + parts.path.rstrip("/").removesuffix("/v1/stream")
-    http, websocket = schemes[parts.scheme]
-    return f"{http}://{rest}", f"{websocket}://{rest}"
 
 
 def _read_picture(image: Image | bytes | str | Path) -> bytes:

@@ -130,6 +130,18 @@ class MaskReceiver:
     def _receive(self) -> None:
         failure: SurgsegError | None = None
         try:
+            failure = self._receive_until_closed()
+            while failure is not None and self._resume(failure):
+                failure = self._receive_until_closed()
+        finally:
+            with self._changed:
+                self._failure = None if self._is_closing else self._failure or failure
+                self._is_over = True
+                self._changed.notify_all()
+
+    def _receive_until_closed(self) -> SurgsegError | None:
+        """Why the connection ended; None when that was meant."""
+        try:
             for message in self._socket:
                 if isinstance(message, str):
                     self._take_event(unpack_event(message))
@@ -138,18 +150,18 @@ class MaskReceiver:
         except ConnectionClosed:
             pass  # the verdict below says what it means
         except SurgsegError as error:
-            failure = error
             self._socket.close()
-        finally:
-            with self._changed:
-                self._failure = failure or self._verdict()
-                self._is_over = True
-                self._changed.notify_all()
+            return error
+        return self._verdict()
+
+    def _resume(self, failure: SurgsegError) -> bool:
+        """Go on with another connection after `failure`; False when there is none. In the receiving thread."""
+        return False
 
     def _take_answer(self, message: bytes) -> None:
         answer = _open_answer(message, time.monotonic())
         with self._changed:
-            self._note_answer(answer)
+            answer = self._note_answer(answer)
             self._wait_to_receive()
             if self._mode == "latest" and len(self._answers) >= self._capacity:
                 self._answers.popleft()
@@ -157,8 +169,9 @@ class MaskReceiver:
             self._answers.append(answer)
             self._changed.notify_all()
 
-    def _note_answer(self, answer: MaskMessage) -> None:
-        """An answer has come; the lock is held."""
+    def _note_answer(self, answer: MaskMessage) -> MaskMessage:
+        """An answer has come; gives it as the reader is to see it. The lock is held."""
+        return answer
 
     def _take_event(self, event: dict[str, Any]) -> None:
         if event["type"] == "error" and event.get("fatal", True):

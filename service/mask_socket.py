@@ -14,23 +14,29 @@ from service.credentials import Credentials
 from service.errors import InvalidRequestError, StreamError, SurgsegError, UnavailableError
 from service.wire import rebuild_error, unpack_event
 
+USUAL_PING_S = 20.0
+_GATEWAY_STATUSES = {502, 503, 504}
+
 
 @contextmanager
 def connect_ready(
-    url: str, credentials: Credentials, capacity: int, timeout_s: float
+    url: str, credentials: Credentials, capacity: int, timeout_s: float, ping_s: float = USUAL_PING_S
 ) -> Iterator[tuple[ClientConnection, ExitStack, dict[str, Any]]]:
     """Connect, and wait for the service's `ready`; the socket is closed unless its stack is taken over.
 
+    Every `ping_s` the service is asked for a sign of life, and has as long to give it.
     Raises the error that the service answers with instead.
     """
     if capacity < 1:
         raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
     with ExitStack() as stack:
-        socket = _connect(stack, url, credentials, timeout_s)
+        socket = _connect(stack, url, credentials, timeout_s, ping_s)
         yield socket, stack, _read_ready(socket, url, timeout_s)
 
 
-def _connect(stack: ExitStack, url: str, credentials: Credentials, timeout_s: float) -> ClientConnection:
+def _connect(
+    stack: ExitStack, url: str, credentials: Credentials, timeout_s: float, ping_s: float
+) -> ClientConnection:
     try:
         return stack.enter_context(
             connect(
@@ -40,6 +46,8 @@ def _connect(stack: ExitStack, url: str, credentials: Credentials, timeout_s: fl
                 max_size=None,
                 ssl=credentials.verify() if url.startswith("wss:") else None,
                 additional_headers=credentials.headers(),
+                ping_interval=ping_s,
+                ping_timeout=ping_s,
             )
         )
     except InvalidStatus as error:
@@ -76,7 +84,8 @@ def _read_refusal(url: str, error: InvalidStatus) -> SurgsegError:
         problem = None
     if isinstance(problem, dict):
         return rebuild_error(problem)
-    return StreamError(
+    kind = UnavailableError if error.response.status_code in _GATEWAY_STATUSES else StreamError
+    return kind(
         f"{url} refused the stream with HTTP {error.response.status_code}.",
         "a surgseg service that accepts it",
         "Check the address and the service's log.",

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from service.contract.geometry import Image
-from service.errors import InvalidRequestError, StreamError
+from service.errors import InvalidRequestError, StreamError, SurgsegError
 from service.mask_receiver import EventHandler, MaskMessage, MaskReceiver
-from service.wire import Codec, Mode, PushedFrame, encode_picture, pack_frame
+from service.route import Opened, Route
+from service.unanswered import Gap, Unanswered, UnansweredFrames
+from service.wire import VIDEO_CODECS, Codec, Mode, PushedFrame, encode_picture, pack_frame
 
 _QUIET_S = 2.0  # a live stream's last frames may be dropped: so long we wait for an answer to them
 _WINDOW = 16  # frames of mode `every` on their way at once: enough to keep a far service busy
@@ -25,30 +26,38 @@ class MaskStream(MaskReceiver):
     Unread answers are bounded by `capacity`. In mode `latest` the oldest gives way and is counted in
     `unread`; in mode `every` none may be lost, so `push` waits while too many frames are unanswered or
     unread, and raises StreamError when nobody answers or reads for `timeout_s`: the stream cannot lock up.
+
+    Where its `route` allows a gap the stream outlives its connection: when that is lost, or the service shuts down or
+    has no more room, the receiving thread opens another one. Frames keep their numbers. In mode `every` those without
+    an answer are pushed again, except for H.264 and HEVC, whose units mean nothing without those before them. In mode
+    `latest` they are given up, and so is what is pushed meanwhile, which never waits. `gaps` says what each move cost;
+    `on_event` gets it too, as `{"type": "gap", "detail": ...}`. `ready` is that of the connection there is.
     """
 
     def __init__(
         self,
-        socket: ClientConnection,
-        connection: ExitStack,
-        ready: dict[str, Any],
+        opened: Opened,
+        route: Route,
         *,
-        url: str,
         codec: Codec,
         mode: Mode,
         on_event: EventHandler | None,
         capacity: int,
         timeout_s: float,
     ) -> None:
+        self.gaps: list[Gap] = []
         self._codec = codec
-        self._pushed = 0
-        self._settled = 0  # the last frame, counted from 1, that we know to be answered or refused
+        self._route = route
+        self._service = opened.url
+        keeps_frames = route.max_gap_s > 0 and mode == "every" and codec not in VIDEO_CODECS
+        self._frames = UnansweredFrames(mode, keeps_messages=keeps_frames)
+        self._is_moving = False
         self._is_finished = False
         super().__init__(
-            socket,
-            connection,
-            ready,
-            url=url,
+            opened.socket,
+            opened.connection,
+            opened.ready,
+            url=opened.url,
             mode=mode,
             on_event=on_event,
             capacity=capacity,
@@ -67,12 +76,10 @@ class MaskStream(MaskReceiver):
         with self._changed:
             self._wait_for_room()
             self._raise_if_over()
-            self._pushed += 1
-        try:
-            self._socket.send(message)
-        except (ConnectionClosed, OSError) as error:
-            self._receiver.join(self._timeout_s)
-            raise (self._failure or self._lost("while a frame was sent")) from error
+            self._frames.push(stamp_us, message)
+            socket = None if self._is_moving else self._socket
+        if socket is not None:
+            self._send(socket, message)
         return stamp_us
 
     def finish(self) -> Iterator[MaskMessage]:
@@ -95,13 +102,15 @@ class MaskStream(MaskReceiver):
             with self._changed:
                 if self._answers:
                     continue
-                if self._has_ended() or (self._is_finished and self._mode == "latest"):
+                if self._has_ended() or (
+                    self._is_finished and self._mode == "latest" and not self._is_moving
+                ):
                     return
                 if self._is_finished:
                     raise self._silent()
 
     def _has_ended(self) -> bool:
-        return self._is_over or (self._is_finished and self._settled >= self._pushed)
+        return self._is_over or (self._is_finished and self._frames.settled >= self._frames.pushed)
 
     def _wait_for_room(self) -> None:
         if self._mode != "every":
@@ -115,7 +124,7 @@ class MaskStream(MaskReceiver):
 
     @property
     def _unanswered(self) -> int:
-        return self._pushed - self._settled
+        return self._frames.pushed - self._frames.settled
 
     def _raise_if_over(self) -> None:
         if self._failure:
@@ -130,15 +139,90 @@ class MaskStream(MaskReceiver):
     def _wait_to_receive(self) -> None:
         """Never: what comes is bounded by what was pushed."""
 
-    def _note_answer(self, answer: MaskMessage) -> None:
-        self._settled = max(self._settled, answer.sequence)
+    def _note_answer(self, answer: MaskMessage) -> MaskMessage:
+        self._route.note_answer()
+        return self._frames.answer(answer)
 
     def _take_event(self, event: dict[str, Any]) -> None:
         if isinstance(event.get("sequence"), int):
             with self._changed:
-                self._settled = max(self._settled, event["sequence"])
+                event["sequence"] = self._frames.settle(event["sequence"])
                 self._changed.notify_all()
         super()._take_event(event)
+
+    def _send(self, socket: ClientConnection, message: bytes) -> None:
+        try:
+            socket.send(message)
+        except (ConnectionClosed, OSError) as error:
+            if self._route.max_gap_s:
+                return  # the receiving thread pushes it again or reports it, or says why the stream is over
+            self._receiver.join(self._timeout_s)
+            raise (self._failure or self._lost("while a frame was sent")) from error
+
+    def _resume(self, failure: SurgsegError) -> bool:
+        if not self._route.may_resume(failure, self._error, self._socket.close_code):
+            return False
+        lost_at = time.monotonic()
+        with self._changed:
+            self._is_moving = True
+        self._connection.close()
+        self._error = None
+        try:
+            opened = self._route.reopen(self._service, self._wait_unless_closing)
+        except SurgsegError as error:
+            self._failure = error
+            opened = None
+        if opened is None:
+            self._give_up(failure, lost_at)
+            return False
+        self._move(opened, failure, lost_at)
+        return True
+
+    def _wait_unless_closing(self, pause_s: float) -> bool:
+        with self._changed:
+            return self._changed.wait_for(lambda: self._is_closing, pause_s)
+
+    def _move(self, opened: Opened, failure: SurgsegError, lost_at: float) -> None:
+        """Frames to push again go before those that are pushed meanwhile, so their order is kept."""
+        old_model = self.ready.get("model")
+        with self._changed:
+            loss = self._frames.lose()
+            waiting = self._frames.kept_after(self._frames.settled)
+            gap = Gap(
+                reason=failure.found,
+                url=opened.url,
+                lost_at=lost_at,
+                resumed_at=time.monotonic(),
+                loss=loss,
+                resent=len(waiting),
+                has_other_model=opened.ready.get("model") != old_model,
+            )
+            self.gaps.append(gap)
+            if not waiting:
+                self._adopt(opened)
+        while waiting:
+            is_open = _push_again(opened.socket, waiting)
+            with self._changed:
+                waiting = self._frames.kept_after(waiting[-1].number) if is_open else ()
+                if not waiting:
+                    self._adopt(opened)
+        if self._is_closing:
+            opened.connection.close()
+        self._on_event({"type": "gap", "detail": gap.describe()})
+
+    def _adopt(self, opened: Opened) -> None:
+        """Push to this connection from now on; the lock is held."""
+        self._socket, self._connection, self.ready = opened.socket, opened.connection, opened.ready
+        self._service = self._url = opened.url
+        self._is_moving = False
+        self._changed.notify_all()
+
+    def _give_up(self, failure: SurgsegError, lost_at: float) -> None:
+        with self._changed:
+            loss = self._frames.give_up()
+            self._is_moving = False
+            if not self._is_closing:
+                self.gaps.append(Gap(failure.found, "", lost_at, time.monotonic(), loss))
 
     def _silent(self) -> StreamError:
         return StreamError(
@@ -153,3 +237,13 @@ class MaskStream(MaskReceiver):
             f"fewer than {self._capacity} on a stream that keeps every frame",
             "Read masks while pushing: in the same loop with `arrived`, or in another thread.",
         )
+
+
+def _push_again(socket: ClientConnection, frames: Sequence[Unanswered]) -> bool:
+    """False when the connection is lost again: what is left waits for the next one."""
+    try:
+        for frame in frames:
+            socket.send(frame.message)
+    except (ConnectionClosed, OSError):
+        return False
+    return True

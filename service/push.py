@@ -18,17 +18,19 @@ from service.client import Client
 from service.contract.geometry import Image
 from service.contract.masks import MASK_FORMATS, MaskFormat
 from service.credentials import add_credential_arguments, read_credentials
-from service.errors import ForbiddenError, InvalidRequestError
+from service.errors import InvalidRequestError, SurgsegError
 from service.mask_receiver import MaskMessage
 from service.mask_stream import MaskStream
 from service.output_files import make_folder, write_whole
 from service.streams.video import VideoFile
 from service.streams.video_units import VideoUnits
+from service.unanswered import Gap
 from service.wire import CODECS, MODES, VIDEO_CODECS, Codec, Mode
 
 PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 _RATE_WHEN_UNKNOWN = 25.0
 _LIVE_LINE_EVERY_S = 1.0
+_MAX_GAP_S = 10.0
 
 File = TypeVar("File", VideoFile, VideoUnits)
 TimedPicture = tuple[float, Image | bytes]
@@ -53,6 +55,7 @@ class PushReport:
     received: int = 0
     skipped: int = 0
     unread: int = 0
+    gaps: list[Gap] = field(default_factory=list)
 
     def add(self, message: MaskMessage) -> None:
         """Count one answer to a frame whose `captured_at_us` is our monotonic clock."""
@@ -66,14 +69,17 @@ class PushReport:
     def settle(self, client: Client, stream: MaskStream) -> None:
         """Take the service's own account of a stream that is still open: frames dropped after the last mask count.
 
-        Without a token that may view, the account that came with the last mask stays.
+        Without a token that may view, the account that came with the last mask stays; so it does when the stream
+        has moved. Replicas number their streams alike: an account that has not received what was pushed is another's.
         """
+        if self.gaps:
+            return
         try:
             accounts = client.streams()
-        except ForbiddenError:
+        except SurgsegError:  # a balancer hides what speaks of one replica only
             return
         for account in accounts:
-            if account["id"] == stream.ready["stream"]:
+            if account["id"] == stream.ready["stream"] and account["received"] == self.pushed:
                 self.received, self.dropped = account["received"], dict(account["dropped"])
 
     def line(self) -> str:
@@ -94,6 +100,7 @@ class PushReport:
             f"pushed {self.pushed} ({rate_in:.1f}/s), answered {self.answered} ({rate_out:.1f}/s)",
             f"dropped before the model: {causes}; skipped on the way to this viewer: {self.skipped + self.unread}",
         ]
+        head += [gap.describe() for gap in self.gaps]
         rows = {**self.stages_ms, "in the service": self.service_ms, "round trip": self.round_trip_ms}
         return "\n".join([*head, format_table({name: summarize(values) for name, values in rows.items()})])
 
@@ -146,7 +153,7 @@ def push_pictures(
             on_progress(report)
     for message in stream.finish():
         take(message)
-    report.unread = stream.unread
+    report.unread, report.gaps = stream.unread, list(stream.gaps)
     return report
 
 
@@ -168,7 +175,10 @@ def time_units(path: Path, codec: str, fps: float | None, loops: int) -> Iterato
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `surgseg stream`."""
     parser.add_argument("file", type=Path, metavar="FILE", help="a video file")
-    parser.add_argument("--url", default="ws://127.0.0.1:8000", help="the service (ws://127.0.0.1:8000)")
+    parser.add_argument("--url", nargs="+", default=["ws://127.0.0.1:8000"],
+                        help="the service, or several replicas of it (ws://127.0.0.1:8000)")  # fmt: skip
+    parser.add_argument("--max-gap", type=float, default=_MAX_GAP_S, metavar="SECONDS",
+                        help=f"how long the stream may be without service ({_MAX_GAP_S:g}; 0: end)")  # fmt: skip
     parser.add_argument("--fps", type=float, help="frames a second; by default the file's own timestamps")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write each mask here, named by its frame")
     parser.add_argument("--mode", choices=MODES, default="latest", help="latest (live) or every frame")
@@ -185,6 +195,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Push the file and print what came back. Raises SurgsegError."""
+    if not 0 <= arguments.max_gap <= 3600:
+        raise InvalidRequestError(
+            f"--max-gap is {arguments.max_gap:g}.", "0 to 3600 seconds", "Change the option."
+        )
     if arguments.loop < 1 or (arguments.fps is not None and not 0 < arguments.fps <= 1000):
         raise InvalidRequestError(
             f"--loop is {arguments.loop}, --fps {arguments.fps}.",
@@ -199,7 +213,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         pictures = time_video(arguments.file, arguments.fps, arguments.loop)
     first = next(pictures)  # a file that cannot be read fails before a stream is opened
-    with _connect(arguments) as client, client.stream(codec=codec, mask=mask, mode=mode) as stream:
+    with (
+        _connect(arguments) as client,
+        client.stream(codec=codec, mask=mask, mode=mode, max_gap_s=arguments.max_gap) as stream,
+    ):
         report = push_pictures(
             stream,
             chain([first], pictures),

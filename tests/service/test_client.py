@@ -243,7 +243,7 @@ def test_closing_while_another_thread_reads_ends_its_iteration() -> None:
             '{"slug": "unavailable", "found": "Full.", "expected": "room", "remedy": "Wait."}',
             UnavailableError,
         ),
-        ("<html>Bad gateway</html>", StreamError),
+        ("<html>Bad gateway</html>", UnavailableError),
     ],
 )
 def test_a_refused_handshake_is_one_clear_error(body: str, kind: type[SurgsegError]) -> None:

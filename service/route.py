@@ -1,0 +1,107 @@
+"""A stream's way to a service: opening it at one of several addresses, and again at another when it is lost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from websockets.sync.client import ClientConnection
+
+from service.credentials import Credentials
+from service.errors import SurgsegError, UnavailableError
+from service.mask_socket import USUAL_PING_S, connect_ready
+from service.replicas import is_passing, is_passing_code, plan_attempts
+
+_ATTEMPT_S = 2.0  # a machine that is switched off refuses nothing: so long it may hold up the next attempt
+_SHORTEST_PING_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A connection that has said `ready`; whoever takes it closes `connection`. `url` is the service's address."""
+
+    socket: ClientConnection
+    connection: ExitStack
+    ready: dict[str, Any]
+    url: str
+
+
+class Route:
+    """Opens one stream, as often as it is lost. `open` in the caller's thread, the rest in the receiving one.
+
+    A stream may be without service for `max_gap_s`, counted from the first loss after an answer, so that one which is
+    opened and lost in turns comes to an end too. 0: it ends with its connection. A service that answers no ping for
+    half of `max_gap_s` (40 s at most) is taken for lost.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        path: str,
+        credentials: Credentials,
+        *,
+        capacity: int,
+        timeout_s: float,
+        max_gap_s: float,
+    ) -> None:
+        self._urls = urls
+        self._path = path
+        self._credentials = credentials
+        self._capacity = capacity
+        self._timeout_s = timeout_s
+        self.max_gap_s = max_gap_s
+        self._ping_s = min(USUAL_PING_S, max(_SHORTEST_PING_S, max_gap_s / 4)) if max_gap_s else USUAL_PING_S
+        self._lost_at: float | None = None
+
+    def open(self) -> Opened:
+        """The first connection: every address once, without a pause. Raises the last one's error."""
+        *others, last = self._urls
+        for url in others:
+            try:
+                return self._connect(url, self._timeout_s)
+            except SurgsegError as error:
+                if not is_passing(error):
+                    raise
+        return self._connect(last, self._timeout_s)
+
+    def may_resume(self, failure: SurgsegError, said: SurgsegError | None, close_code: int | None) -> bool:
+        """Whether a stream that ended with `failure` may go on: `said` is the service's own error, if it sent one."""
+        if not self.max_gap_s:
+            return False
+        return is_passing(said) if said is not None else is_passing(failure) or is_passing_code(close_code)
+
+    def note_answer(self) -> None:
+        """The service serves: a gap, if there was one, is over."""
+        self._lost_at = None
+
+    def reopen(self, lost_url: str, has_to_end: Callable[[float], bool]) -> Opened | None:
+        """Another connection; None when `has_to_end`, which is asked to wait for each pause, says so.
+
+        Raises UnavailableError when `max_gap_s` is over.
+        """
+        self._lost_at = self._lost_at or time.monotonic()
+        ends_at = self._lost_at + self.max_gap_s
+        refusal = ""
+        for attempt in plan_attempts(self._urls, lost_url):
+            if has_to_end(attempt.pause_s):
+                return None
+            left_s = ends_at - time.monotonic()
+            if left_s <= 0:
+                break
+            try:
+                return self._connect(attempt.url, min(_ATTEMPT_S, left_s))
+            except SurgsegError as error:
+                refusal = error.found
+        raise UnavailableError(
+            f"The stream had no service for {self.max_gap_s:g} s. {refusal}".rstrip(),
+            "a replica that takes it in that time",
+            "Check the services, or allow a longer gap (max_gap_s).",
+        )
+
+    def _connect(self, url: str, timeout_s: float) -> Opened:
+        opening = connect_ready(url + self._path, self._credentials, self._capacity, timeout_s, self._ping_s)
+        with opening as (socket, connection, ready):
+            return Opened(socket, connection.pop_all(), ready, url)

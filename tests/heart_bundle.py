@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -86,9 +87,8 @@ def _offsets() -> np.ndarray:
     return -np.concatenate([[0.0], np.cumsum(_LOWEST)])
 
 
-def _write_graph(path: Path, has_confidence: bool) -> None:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+def _make_nodes(has_confidence: bool) -> list[Any]:
+    from onnx import TensorProto, helper
 
     nodes = [
         helper.make_node("Transpose", ["image"], ["image_nchw"], perm=[0, 3, 1, 2]),
@@ -108,6 +108,13 @@ def _write_graph(path: Path, has_confidence: bool) -> None:
             helper.make_node("Round", ["stretched"], ["rounded"]),
             helper.make_node("Cast", ["rounded"], ["confidence"], to=TensorProto.UINT8),
         ]
+    return nodes
+
+
+def _write_graph(path: Path, has_confidence: bool) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     size = [SIZE.height, SIZE.width]
     outputs = ["mask", "confidence"] if has_confidence else ["mask"]
     # the offset of the normalisation is taken back by the bias, as a trained network's would be
@@ -120,7 +127,7 @@ def _write_graph(path: Path, has_confidence: bool) -> None:
         "byte": np.array(255.0),
     }
     graph = helper.make_graph(
-        nodes,
+        _make_nodes(has_confidence),
         "levels",
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", *size, 3])],
         [helper.make_tensor_value_info(name, TensorProto.UINT8, ["N", *size]) for name in outputs],

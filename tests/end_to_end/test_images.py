@@ -129,7 +129,12 @@ def test_the_card_the_health_and_the_documentation_are_served(server: Any, small
     assert httpx.get(f"{server.url}/healthz").status_code == 200
     assert httpx.get(f"{server.url}/readyz").json() == {"status": "ready"}
     page = httpx.get(f"{server.url}/docs").text
-    for named in ("POST /v1/segment", "GET /v1/model", "png, palette, rle, polygons, overlay", "multipart/form-data"):
+    for named in (
+        "POST /v1/segment",
+        "GET /v1/model",
+        "png, palette, rle, polygons, overlay",
+        "multipart/form-data",
+    ):
         assert named in page
     assert "://" not in page, "it must load nothing from another server"
     described = httpx.get(f"{server.url}/openapi.json").json()["paths"]["/v1/segment"]["post"]

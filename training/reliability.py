@@ -110,7 +110,8 @@ class FrameUncertainty:
 
 @dataclass
 class Reliability:
-    """What was counted on one data set: confidence over all pixels and those predicted instrument, disagreement."""
+    """What was counted on one data set: confidence over all pixels and over those not predicted background,
+    disagreement."""
 
     data: str
     confidence: LevelCounts = field(default_factory=LevelCounts)
@@ -161,7 +162,7 @@ class Reliability:
         rows = [
             ("pixels right", figures["right"]),
             ("expected calibration error", figures["confidence"]["ece"]),
-            ("... of pixels predicted instrument", figures["confidence_of_instrument"]["ece"]),
+            ("... of pixels not predicted background", figures["confidence_of_instrument"]["ece"]),
             ("AUROC of a wrong pixel by 1 - confidence", figures["confidence"]["auroc_wrong"]),
         ]
         if self.disagreement is not None:

@@ -41,7 +41,7 @@ def _draw_confidence(axes: Axes, reliability: Reliability) -> None:
     axes.plot([0, 1], [0, 1], "--", color="grey", linewidth=1, label="perfectly calibrated")
     shown = (
         ("all pixels", ALL, reliability.confidence),
-        ("predicted instrument", TOOL, reliability.instrument),
+        ("not predicted background", TOOL, reliability.instrument),
     )
     for name, colour, counts in shown:
         bins = counts.bins()

@@ -68,8 +68,8 @@ class Evaluation:
     def to_json(self) -> dict[str, Any]:
         """`overall` and `videos` with a mean and a 95 % interval for each metric, and every frame's figures.
 
-        `classes` holds the mean Dice of each by name, over the frames in which label or mask has it, and how many. With
-        volumes `volumes` holds their figures in 3-D (training.volume_scores).
+        `classes` holds the mean Dice of each by name, over the frames in which label or mask has it, and how many.
+        With volumes `volumes` holds their figures in 3-D (training.volume_scores).
         """
         videos = sorted({score.video for score in self.scores})
         return {
@@ -84,7 +84,8 @@ class Evaluation:
         }
 
     def to_table(self) -> str:
-        """A line per video and one for all: mean and 95 % interval; of several classes one each; volumes' table."""
+        """A line per video and one for all: mean and 95 % interval; then the table of the volumes, or the Dice of each
+        class where there are several."""
         summary = self.to_json()
         rows = [*summary["videos"].items(), ("overall", summary["overall"])]
         width = max(len(name) for name, _ in rows) + 2
@@ -94,14 +95,14 @@ class Evaluation:
                 f"{row[m]['mean']:.3f} [{row[m]['ci95'][0]:.3f}, {row[m]['ci95'][1]:.3f}]" for m in METRICS
             )
             lines.append(f"{name:<{width}}{row['frames']:>7}  " + "  ".join(f"{cell:<22}" for cell in cells))
-        if len(classes := summary["classes"]) > 1:
+        if self.volumes is not None:
+            lines += ["", self.volumes.to_table()]
+        elif len(classes := summary["classes"]) > 1:
             width = max(len(name) for name in classes) + 2
             lines.append(f"{'class':<{width}}{'frames':>7}  dice")
             for name, figures in classes.items():
                 dice = "-" if figures["dice"] is None else f"{figures['dice']:.3f}"
                 lines.append(f"{name:<{width}}{figures['frames']:>7}  {dice}")
-        if self.volumes is not None:
-            lines += ["", self.volumes.to_table()]
         return "\n".join(line.rstrip() for line in lines)
 
     def _summarise_classes(self) -> dict[str, dict[str, Any]]:
@@ -128,9 +129,9 @@ def evaluate_samples(
     """Fit each frame as the service does, predict, restore the mask to the frame's own size and score it there.
 
     Surface distances take longer than the network on large frames; `surfaces=False` leaves them out, and with them the
-    figures of volumes. `names` are those of the foreground classes, for figures of each; in volumes they go by their
-    ids without. `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder
-    for pictures of every frame, named by their Dice so that a listing goes from worst to best.
+    figures of volumes. `names` are those of the foreground classes; without them they go by their ids.
+    `predict` takes uint8 RGB `(1, H, W, 3)` and gives uint8 class ids `(1, H, W)`. `overlays` is a folder for pictures
+    of every frame, named by their Dice so that a listing goes from worst to best.
     """
     structures = names or [f"class {class_id}" for class_id in range(1, classes)]
     collector = VolumeCollector(samples, structures) if surfaces else None
@@ -144,21 +145,26 @@ def evaluate_samples(
         _require_known_classes(sample, true_hw, classes)
         planned = plan_fit(*image_hwc.shape[:2], input_size, fit)
         predicted_hw = restore_mask(predict(fit_image(image_hwc, planned)[None])[0], planned)
-        dice, iou = dice_and_iou(predicted_hw, true_hw, classes)
-        nsd = None
-        if surfaces:
-            tolerance_px = TOLERANCE_OF_DIAGONAL * float(np.hypot(*true_hw.shape))
-            nsd = normalised_surface_distance(predicted_hw, true_hw, classes, tolerance_px)
-        dices = class_dices(predicted_hw, true_hw, classes)
-        scores.append(FrameScore(sample.sample_id, sample.video, dice, iou, nsd, dices))
+        scores.append(_score(sample, predicted_hw, true_hw, classes, surfaces))
         if collector is not None:
             collector.add(sample, predicted_hw)
         if overlays is not None:
-            path = overlays / f"{dice:.3f}_{sample.sample_id.replace('/', '_')}.jpg"
+            path = overlays / f"{scores[-1].dice:.3f}_{sample.sample_id.replace('/', '_')}.jpg"
             overlays.mkdir(parents=True, exist_ok=True)
             cv2.imwrite(str(path), draw_comparison(image_hwc, predicted_hw, true_hw)[:, :, ::-1])
-    volumes = None if collector is None else collector.finish()
-    return Evaluation(data, tuple(scores), tuple(names), volumes)
+    return Evaluation(
+        data, tuple(scores), tuple(names), volumes=None if collector is None else collector.finish()
+    )
+
+
+def _score(sample: Sample, predicted_hw: Mask, true_hw: Mask, classes: int, surfaces: bool) -> FrameScore:
+    dice, iou = dice_and_iou(predicted_hw, true_hw, classes)
+    nsd = None
+    if surfaces:
+        tolerance_px = TOLERANCE_OF_DIAGONAL * float(np.hypot(*true_hw.shape))
+        nsd = normalised_surface_distance(predicted_hw, true_hw, classes, tolerance_px)
+    dices = class_dices(predicted_hw, true_hw, classes)
+    return FrameScore(sample.sample_id, sample.video, dice, iou, nsd, dices)
 
 
 def _require_known_classes(sample: Sample, true_hw: Mask, classes: int) -> None:

@@ -41,6 +41,11 @@ class Bundle:
     """SHA-256 of the card, hexadecimal: two bundles that share it share every byte that counts."""
 
     @property
+    def short_fingerprint(self) -> str:
+        """The first 12 digits of the fingerprint: enough to tell the models of one service apart."""
+        return self.fingerprint[:12]
+
+    @property
     def model_path(self) -> Path:
         """The graph in float32: the network itself."""
         return self.path_of("float32")

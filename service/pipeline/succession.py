@@ -29,7 +29,7 @@ from service.pipeline.rehearsal import Rehearsal
 from service.telemetry import SwapOutcome
 
 _log = logging.getLogger(__name__)
-_CLOSES_S = 10.0
+_CLOSES_S, _GIVES_UP_S = 10.0, 2.0
 Step = Literal["checking", "rehearsing", "opening", "switching"]
 OpenBackend = Callable[[ModelTerms, Bundle], Backend]
 
@@ -219,7 +219,7 @@ class Succession:
         finally:
             if newcomer is not self._engine:
                 newcomer.abandon(_ending())
-                newcomer.stop(_CLOSES_S)
+                newcomer.stop(_GIVES_UP_S)
         return self.current
 
     def _open(self, newcomer: Engine, ends_at: float) -> BackendInfo:

@@ -8,9 +8,11 @@ from service.contract.bundle import Bundle, open_bundle
 from service.errors import BundleError
 
 
-def open_approved(folder: Path, fingerprints: frozenset[str] | None) -> Bundle:
-    """Open a bundle that may be served. Raises BundleError."""
-    bundle = open_bundle(folder)
+def open_approved(
+    folder: Path, fingerprints: frozenset[str] | None, *, has_whole_graphs: bool = False
+) -> Bundle:
+    """Open a bundle that may be served; see `open_bundle`. Raises BundleError."""
+    bundle = open_bundle(folder, has_whole_graphs=has_whole_graphs)
     if fingerprints is not None and bundle.fingerprint not in fingerprints:
         raise BundleError(
             f"The bundle {bundle.folder} has the fingerprint {bundle.fingerprint}.",

@@ -21,6 +21,7 @@ class ModelTerms:
     threads: int | None
     precision: Precision | None
     engines: Path | None
+    compiled: Path | None = None
 
     @classmethod
     def read(cls, settings: Settings) -> ModelTerms:
@@ -42,4 +43,5 @@ class ModelTerms:
             threads=self.threads,
             precision=self.precision,
             engines=self.engines,
+            compiled=self.compiled,
         )

@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from service.contract.bundle import Bundle, open_bundle
@@ -46,13 +48,12 @@ class Rehearsed:
 class Rehearsal:
     """Rehearses bundles, one at a time; any thread may stop it for good."""
 
-    def __init__(self, terms: ModelTerms) -> None:
-        self._terms = terms
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._is_stopped = False
 
-    def rehearse(self, bundle: Bundle, limit_s: float) -> Rehearsed:
+    def rehearse(self, bundle: Bundle, terms: ModelTerms, limit_s: float) -> Rehearsed:
         """Open and prove a bundle. Raises BackendError where it cannot be, or not within `limit_s`."""
         job = {"bundle": str(bundle.folder), "fingerprint": bundle.fingerprint, "limit_s": limit_s}
         with self._lock:
@@ -66,13 +67,13 @@ class Rehearsal:
             )
         with process:
             try:
-                output, _ = process.communicate(json.dumps(job | _pack(self._terms)), timeout=limit_s)
+                output, _ = process.communicate(json.dumps(job | _pack(terms)), timeout=limit_s)
             except subprocess.TimeoutExpired as error:
                 process.kill()
                 raise _too_slow(limit_s) from error
         if process.returncode:
             raise _describe_end(process.returncode, limit_s)
-        return _read_answer(json.loads(output.splitlines()[-1]), self._terms)
+        return _read_answer(json.loads(output.splitlines()[-1]), terms)
 
     def stop(self) -> None:
         """End what is being rehearsed and rehearse nothing more; twice does nothing."""
@@ -80,6 +81,22 @@ class Rehearsal:
             self._is_stopped = True
             if self._process is not None:
                 self._process.kill()
+
+
+@contextmanager
+def make_folder() -> Iterator[Path | None]:
+    """Where the rehearsal leaves what it compiles, for as long as a change takes.
+
+    None where nothing can be written; then it is compiled twice.
+    """
+    with ExitStack() as stack:
+        try:
+            folder = Path(
+                stack.enter_context(TemporaryDirectory(prefix="surgseg-", ignore_cleanup_errors=True))
+            )
+        except OSError:
+            folder = None
+        yield folder
 
 
 def main() -> None:
@@ -118,18 +135,17 @@ def _explain(found: str) -> dict[str, Any]:
 
 
 def _pack(terms: ModelTerms) -> dict[str, Any]:
-    engines = None if terms.engines is None else str(terms.engines)
-    return {"terms": asdict(terms) | {"engines": engines}}
+    folders = {"engines": terms.engines, "compiled": terms.compiled}
+    return {"terms": asdict(terms) | {name: folder and str(folder) for name, folder in folders.items()}}
 
 
 def _unpack(job: dict[str, Any]) -> ModelTerms:
-    terms = job["terms"]
-    return ModelTerms(
-        backend=terms["backend"],
-        batch_sizes=tuple(terms["batch_sizes"]),
-        threads=terms["threads"],
-        precision=terms["precision"],
-        engines=None if terms["engines"] is None else Path(terms["engines"]),
+    terms = ModelTerms(**job["terms"])
+    return replace(
+        terms,
+        batch_sizes=tuple(terms.batch_sizes),
+        engines=terms.engines and Path(terms.engines),
+        compiled=terms.compiled and Path(terms.compiled),
     )
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from service.errors import (
 from service.pipeline.approval import check_succeeds, name_bundle, open_approved
 from service.pipeline.engine import BackendInfo, Engine, EngineParts
 from service.pipeline.model_terms import ModelTerms
-from service.pipeline.rehearsal import Rehearsal
+from service.pipeline.rehearsal import Rehearsal, Rehearsed, make_folder
 from service.telemetry import SwapOutcome
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,8 @@ class Succession:
         self._open_backend = open_backend
         self._announce = announce
         self._on_changed = on_changed
-        self._rehearsal = Rehearsal(terms)
+        self._terms = terms
+        self._rehearsal = Rehearsal()
         self._busy = threading.Lock()
         self._lock = threading.Lock()
         self._engine = self._make_engine(bundle, terms)
@@ -121,7 +122,7 @@ class Succession:
         is under way, and UnavailableError when the service ends meanwhile.
         """
         with self._change("swapped"):
-            return self._replace(open_approved(folder, self._rules.fingerprints))
+            return self._replace(self._check(folder))
 
     def roll_back(self) -> ServedModel:
         """Have the bundle serve that served before the last change. Raises as `swap` does."""
@@ -133,7 +134,7 @@ class Succession:
                     "a change of the model that can be taken back",
                     "Name the bundle with POST /v1/model.",
                 )
-            bundle = open_approved(before.folder, self._rules.fingerprints)
+            bundle = self._check(before.folder)
             if bundle.fingerprint != before.fingerprint:
                 raise BundleError(
                     f"The bundle in {before.folder} is not the one that served before.",
@@ -202,30 +203,37 @@ class Succession:
             self.step = None
             self._busy.release()
 
+    def _check(self, folder: Path) -> Bundle:
+        # the rehearsal looks into the graphs: it opens a bundle of the same fingerprint, which stands for their bytes
+        return open_approved(folder, self._rules.fingerprints, has_whole_graphs=True)
+
     def _replace(self, bundle: Bundle) -> ServedModel:
         ends_at = time.monotonic() + self._rules.limit_s
         check_succeeds(bundle, self.current.bundle)
+        with make_folder() as compiled:
+            rehearsed = self._rehearse(bundle, replace(self._terms, compiled=compiled))
+            newcomer = self._make_engine(bundle, rehearsed.terms, rehearsed.frame_cost_s)
+            try:
+                info = self._open(newcomer, ends_at)
+                self._switch(newcomer, info)
+            finally:
+                if newcomer is not self._engine:
+                    newcomer.abandon(_ending())
+                    newcomer.stop(_GIVES_UP_S)
+        return self.current
+
+    def _rehearse(self, bundle: Bundle, terms: ModelTerms) -> Rehearsed:
         self._enter("rehearsing")
         try:
-            rehearsed = self._rehearsal.rehearse(bundle, self._rules.limit_s)
+            return self._rehearsal.rehearse(bundle, terms, self._rules.limit_s)
         except BackendError:
             self._check_open()  # it was killed because the service ends
             raise
-        self._enter("opening")
-        newcomer = self._make_engine(bundle, rehearsed.terms, rehearsed.frame_cost_s)
-        try:
-            info = self._open(newcomer, ends_at)
-            self._switch(newcomer, info)
-        finally:
-            if newcomer is not self._engine:
-                newcomer.abandon(_ending())
-                newcomer.stop(_GIVES_UP_S)
-        return self.current
 
     def _open(self, newcomer: Engine, ends_at: float) -> BackendInfo:
         with self._lock:
             self._newcomer = newcomer
-        self._check_open()
+        self._enter("opening")
         try:
             return newcomer.start().result(max(0.0, ends_at - time.monotonic()))
         except (BundleError, BackendError, UnavailableError):

@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bench.records import StreamRecord
+from service.bench.scenarios import StreamSpec
+from service.bench.swap_runs import split_latencies
 from service.bundles import DEFAULT_BUNDLE, find_bundle
 from service.contract.bundle import Bundle, open_bundle
 from service.contract.geometry import plan_fit
@@ -141,3 +144,10 @@ def test_a_model_of_other_pictures_cannot_follow(change: dict[str, object]) -> N
     check_succeeds(DEFAULT, DEFAULT)
     with pytest.raises(BundleError, match="Start the service anew"):
         check_succeeds(other, DEFAULT)
+
+
+def test_the_benchmark_tells_frames_of_a_change_from_quiet_ones() -> None:
+    record = StreamRecord("1", StreamSpec("jpeg", 1280, 720, 25))
+    record.pushed_at_s = [0.5, 3.0, 6.0, 7.0, 7.9, 8.1]
+    record.encoded_ms = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
+    assert split_latencies([record], [(5.9, 7.0)]) == ([2.0, 6.0], [3.0, 4.0])

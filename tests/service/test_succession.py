@@ -154,7 +154,7 @@ def test_what_fails_only_in_the_service_leaves_the_model_as_it_was(
 
 
 def test_a_model_that_opens_too_late_is_closed_again(bundles: dict[str, Path]) -> None:
-    rig = SwapRig.make(open_bundle(bundles["first"]), swap_limit_s=5.0)
+    rig = SwapRig.make(open_bundle(bundles["first"]), swap_limit_s=3.0)
     goes_on = threading.Event()
     rig.opening = lambda: goes_on.wait(WAIT_S)
     threads = threading.active_count()

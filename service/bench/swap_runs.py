@@ -20,6 +20,7 @@ from service.bench.running_service import start_service
 from service.bench.scenarios import StreamSpec
 from service.bench.service_metrics import scrape, scrape_settled
 from service.contract.bundle import open_bundle, save_card
+from service.credentials import Credentials
 from service.errors import StreamError
 from service.push import summarize
 
@@ -75,7 +76,8 @@ def _copy_with_another_card(bundle: Path, copy: Path) -> None:
 def _measure(url: str, spec: StreamSpec, payloads: tuple[bytes, ...], seconds: float) -> dict[str, Any]:
     specs = (spec,) * _STREAMS
     job = PushJob(url, specs, (payloads,), (0,) * _STREAMS, "constant", _BEGINS_IN_S, seconds, 0.0, seed=1)
-    before = scrape(url)
+    nobody = Credentials()
+    before = scrape(url, nobody)
     began_at = time.monotonic() + _BEGINS_IN_S
     changes: list[Span] = []
     failures: list[str] = []
@@ -93,7 +95,7 @@ def _measure(url: str, spec: StreamSpec, payloads: tuple[bytes, ...], seconds: f
         "seconds": seconds,
         "changes_s": [end_s - begin_s for begin_s, end_s in spans],
         "ended_by_the_service": sum(bool(record.ended) for record in result.records),
-        "gaps": find_gaps(result.records, scrape_settled(url, before)),
+        "gaps": find_gaps(result.records, scrape_settled(url, nobody, before)),
         "quiet_ms": quiet,
         "changing_ms": changing,
         "of_quiet": {name: changing[name] / quiet[name] for name in quiet},

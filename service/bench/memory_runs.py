@@ -112,7 +112,9 @@ class _PipelineLoop:
             settings,
             Telemetry(settings.batch_sizes),
             self._fail,
-            lambda _, served: open_backend(backend_name, served, batch_sizes=settings.batch_sizes),
+            open_backend=lambda _, served: open_backend(
+                backend_name, served, batch_sizes=settings.batch_sizes
+            ),
         )
         self._pipeline.start().result(_START_TIMEOUT_S)
         self._pipeline.warm_decoders()

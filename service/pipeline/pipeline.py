@@ -207,17 +207,16 @@ class Pipeline:
             self._refusal = None
 
     def _make_succession(self, bundle: Bundle, open_backend: OpenBackend) -> Succession:
-        settings = self._settings
         return Succession(
             bundle,
-            ModelTerms.read(settings),
-            SwapRules(settings.fingerprint, settings.swap_limit_s, settings.ready_window_s),
+            ModelTerms.read(self._settings),
+            SwapRules.read(self._settings),
             EngineParts(
                 room=self._room,
                 publish=self._publisher.publish,
                 drop=self._drop,
                 telemetry=self._telemetry,
-                probe_interval_s=settings.probe_interval_s,
+                probe_interval_s=self._settings.probe_interval_s,
                 on_failure=self._fail,
             ),
             open_backend=open_backend,

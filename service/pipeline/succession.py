@@ -26,6 +26,7 @@ from service.pipeline.approval import check_succeeds, name_bundle, open_approved
 from service.pipeline.engine import BackendInfo, Engine, EngineParts
 from service.pipeline.model_terms import ModelTerms
 from service.pipeline.rehearsal import Rehearsal, Rehearsed, make_folder
+from service.settings import Settings
 from service.telemetry import SwapOutcome
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,11 @@ class SwapRules:
     limit_s: float
     last_batch_s: float
 
+    @classmethod
+    def read(cls, settings: Settings) -> SwapRules:
+        """As the settings say."""
+        return cls(settings.fingerprint, settings.swap_limit_s, settings.ready_window_s)
+
 
 class Succession:
     """The model that serves, the bundle before it, and the change that is under way. Any thread may call any method.
@@ -85,7 +91,7 @@ class Succession:
         *,
         open_backend: OpenBackend,
         announce: Callable[[Bundle], None],
-        on_changed: Callable[[BackendInfo], None],
+        on_changed: Callable[[Bundle, BackendInfo], None],
     ) -> None:
         self.current = ServedModel(bundle)
         self.previous: Bundle | None = None
@@ -172,7 +178,7 @@ class Succession:
     def _install(self, bundle: Bundle, backend: BackendInfo) -> None:
         self.current = ServedModel(bundle, backend)
         self._parts.telemetry.describe_model(**self.current.describe())
-        self._on_changed(backend)
+        self._on_changed(bundle, backend)
 
     @contextmanager
     def _change(self, outcome: SwapOutcome) -> Iterator[None]:

@@ -47,13 +47,10 @@ def registry() -> CollectorRegistry:
 
 
 @pytest.fixture
-def begin(tmp_path: Path, bundle: Bundle, registry: CollectorRegistry) -> Callable[..., AuditRecorder]:
+def begin(tmp_path: Path, registry: CollectorRegistry) -> Callable[..., AuditRecorder]:
     def begin_it(is_strict: bool = False, intake: Intake | None = None) -> AuditRecorder:
         meter = AuditMeter(registry)
-        fingerprint = bundle.fingerprint
-        return AuditRecorder(
-            tmp_path / "audit", RULES, meter, fingerprint=fingerprint, is_strict=is_strict, intake=intake
-        )
+        return AuditRecorder(tmp_path / "audit", RULES, meter, is_strict=is_strict, intake=intake)
 
     return begin_it
 
@@ -87,8 +84,6 @@ def test_every_frame_is_in_the_record_with_its_mask_or_its_cause(
     recorder = begin()
     recorder.start()
     rig = make_rig(journal=recorder)
-    assert rig.pipeline.backend is not None
-    recorder.describe_model(bundle, rig.pipeline.backend)
     stream, mailbox = rig.open()
     rig.backend.hold()
     stream.push(picture(200), 11)

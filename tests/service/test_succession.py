@@ -33,7 +33,7 @@ class SwapRig(Rig):
         settings = Settings(_env_file=None, deadline_s=WAIT_S, admission=False, **{**terms, **options})
         telemetry, fatal = Telemetry(settings.batch_sizes), []
         pipeline = Pipeline(
-            bundle, settings, telemetry, fatal.append, lambda *opened: rig.open_model(*opened)
+            bundle, settings, telemetry, fatal.append, open_backend=lambda *opened: rig.open_model(*opened)
         )
         rig = cls(pipeline, HeldBackend((1, 2), 2), telemetry, fatal)
         rig.opened = []

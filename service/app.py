@@ -20,17 +20,14 @@ from starlette.types import Scope
 from service.access.doorkeeper import Doorkeeper
 from service.access.origins import is_loopback
 from service.access.token_file import TokenFile
-from service.api import health, images, reference, scene, sockets, streams
+from service.api import health, images, model, reference, scene, sockets, streams
 from service.api.gate import Gate
 from service.api.problems import install_problem_handlers
 from service.audit.meter import AuditMeter
 from service.audit.recorder import AuditRecorder
 from service.audit.shelf import KeepRules
-from service.backends import open_backend
-from service.backends.base import Backend
 from service.bundles import DEFAULT_BUNDLE
-from service.contract.bundle import Bundle, open_bundle
-from service.errors import BundleError
+from service.pipeline.approval import open_approved
 from service.pipeline.journal import SILENT
 from service.pipeline.pipeline import Pipeline
 from service.settings import Settings
@@ -58,25 +55,17 @@ def create_app(
     backend cannot be opened or has died. Without one, the process is ended: a service without an engine must
     not linger.
     """
-    bundle = _open_bundle(settings)
+    bundle = open_approved(settings.bundle or DEFAULT_BUNDLE, settings.fingerprint)
     telemetry = Telemetry(settings.batch_sizes)
     gate = _make_gate(settings, telemetry)
     fatal = on_fatal or _end_process
-    recorder = _begin_audit(settings, bundle, AuditMeter(telemetry.registry))
-    pipeline = Pipeline(
-        bundle,
-        lambda: _open_backend(settings, bundle),
-        settings,
-        telemetry,
-        fatal,
-        recorder or SILENT,
-    )
-
+    recorder = _begin_audit(settings, AuditMeter(telemetry.registry))
+    pipeline = Pipeline(bundle, settings, telemetry, fatal, recorder or SILENT)
     app = FastAPI(
         title="surgseg",
         version=version("surgseg"),
         summary="Surgical video in, instrument masks out.",
-        lifespan=_live_with(pipeline, telemetry, recorder, gate, on_ready, fatal),
+        lifespan=_live_with(pipeline, recorder, gate, on_ready, fatal),
         docs_url=None,
         redoc_url=None,
     )
@@ -93,7 +82,7 @@ def create_app(
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    for part in (images, streams, sockets, health, reference):
+    for part in (images, streams, sockets, model, health, reference):
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)
@@ -110,18 +99,7 @@ def _make_gate(settings: Settings, telemetry: Telemetry) -> Gate:
     return Gate(doorkeeper, telemetry, tokens)
 
 
-def _open_bundle(settings: Settings) -> Bundle:
-    bundle = open_bundle(settings.bundle or DEFAULT_BUNDLE)
-    if settings.fingerprint not in (None, bundle.fingerprint):
-        raise BundleError(
-            f"The bundle {bundle.folder} has the fingerprint {bundle.fingerprint}.",
-            f"{settings.fingerprint}, as SURGSEG_FINGERPRINT says",
-            "Fetch the bundle that was approved, or approve this one by its fingerprint.",
-        )
-    return bundle
-
-
-def _begin_audit(settings: Settings, bundle: Bundle, meter: AuditMeter) -> AuditRecorder | None:
+def _begin_audit(settings: Settings, meter: AuditMeter) -> AuditRecorder | None:
     if settings.audit is None:
         return None
     rules = KeepRules(
@@ -129,25 +107,11 @@ def _begin_audit(settings: Settings, bundle: Bundle, meter: AuditMeter) -> Audit
         max_bytes=settings.audit_bytes,
         file_bytes=min(_AUDIT_FILE_BYTES, settings.audit_bytes // 4),
     )
-    return AuditRecorder(
-        settings.audit, rules, meter, fingerprint=bundle.fingerprint, is_strict=settings.audit_strict
-    )
-
-
-def _open_backend(settings: Settings, bundle: Bundle) -> Backend:
-    return open_backend(
-        settings.backend,
-        bundle,
-        batch_sizes=settings.batch_sizes,
-        threads=settings.threads,
-        precision=settings.precision,
-        engines=settings.engines,
-    )
+    return AuditRecorder(settings.audit, rules, meter, is_strict=settings.audit_strict)
 
 
 def _live_with(
     pipeline: Pipeline,
-    telemetry: Telemetry,
     recorder: AuditRecorder | None,
     gate: Gate,
     on_ready: Callable[[], None],
@@ -159,7 +123,7 @@ def _live_with(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if recorder is not None:
             recorder.start()
-        starting = asyncio.create_task(_start(pipeline, telemetry, recorder, on_ready, on_fatal))
+        starting = asyncio.create_task(_start(pipeline, on_ready, on_fatal))
         watching = asyncio.create_task(_watch(gate, on_fatal))
         yield
         app.state.draining.set()
@@ -191,11 +155,7 @@ class _WebMount(Mount):
 
 
 async def _start(
-    pipeline: Pipeline,
-    telemetry: Telemetry,
-    recorder: AuditRecorder | None,
-    on_ready: Callable[[], None],
-    on_fatal: Callable[[BaseException], None],
+    pipeline: Pipeline, on_ready: Callable[[], None], on_fatal: Callable[[BaseException], None]
 ) -> None:
     try:
         backend = await asyncio.wrap_future(pipeline.start())
@@ -203,18 +163,6 @@ async def _start(
         on_fatal(error)
         return
     card = pipeline.bundle.card
-    telemetry.describe_model(
-        name=card.name,
-        version=card.version,
-        network=card.network,
-        backend=backend.name,
-        precision=backend.precision,
-        runtime_version=backend.version,
-        sha256=pipeline.bundle.hash_of(backend.precision),
-        fingerprint=pipeline.bundle.fingerprint,
-    )
-    if recorder is not None:
-        recorder.describe_model(pipeline.bundle, backend)
     pipeline.warm_decoders()
     # in a thread of its own: nobody has to wait for it, and until it knows something all are admitted
     threading.Thread(target=pipeline.learn_costs, name="surgseg-calibration", daemon=True).start()

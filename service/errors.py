@@ -86,6 +86,22 @@ class NotFoundError(SurgsegError):
     status = 404
 
 
+class ConflictError(SurgsegError):
+    """What is asked for does not go with what the service is doing now, or has done."""
+
+    slug = "conflict"
+    title = "This cannot be done now"
+    status = 409
+
+
+class SwapRefusedError(SurgsegError):
+    """Another bundle was not put in the place of the one that serves, which goes on."""
+
+    slug = "swap-refused"
+    title = "The model was not changed"
+    status = 422
+
+
 class UnavailableError(SurgsegError):
     """The service cannot take this now: the stream limit is reached, or it is draining."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from service.contract.bundle import Bundle
 from service.contract.geometry import Fit, Image, Mask
 
 
@@ -137,9 +138,10 @@ class Frame:
 class SegmentedFrame:
     """A frame with its mask: `canvas_mask_hw` uint8 class ids at the model's size, owned by the holder.
 
-    `cost_s` is the processor time of encoding it.
+    `bundle` is the one whose model gave it, and says what the ids mean. `cost_s` is the processor time of encoding it.
     """
 
     frame: Frame
     canvas_mask_hw: Mask
+    bundle: Bundle
     cost_s: float = 0.0

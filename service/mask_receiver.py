@@ -45,7 +45,7 @@ class MaskReceiver:
 
     Unread answers are bounded by `capacity`: in mode `latest` the oldest gives way and is counted in `unread`, in mode
     `every` the receiver reads no further, and with it the service. `socket` has said `ready`; `connection` is what
-    closes it.
+    closes it. The `model` and `classes` of `ready` follow the service's; the `model` of a mask says which one made it.
     """
 
     def __init__(
@@ -174,6 +174,8 @@ class MaskReceiver:
         return answer
 
     def _take_event(self, event: dict[str, Any]) -> None:
+        if event["type"] == "notice" and "model" in event:
+            self.ready = {**self.ready, "model": event["model"], "classes": event["classes"]}
         if event["type"] == "error" and event.get("fatal", True):
             self._error = rebuild_error(event)
         self._on_event(event)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -19,6 +21,21 @@ def list_cores() -> list[int]:
     for cpu in sorted(allowed):
         first.setdefault(_siblings_of(cpu), cpu)
     return list(first.values())
+
+
+def run_idle(work: Callable[[], None]) -> None:
+    """Do work in a thread that gives way to all others, where the system has such; blocks, and raises what it raises.
+
+    A thread cannot take that back without privileges, so it is one of its own; threads that it starts are as it is.
+    """
+
+    def run() -> None:
+        if hasattr(os, "SCHED_IDLE"):
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        work()
+
+    with ThreadPoolExecutor(1, "surgseg-idle") as thread:
+        thread.submit(run).result()
 
 
 def computes_int8() -> bool:

@@ -36,8 +36,15 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, extra="ignore")
 
     bundle: Path | None = Field(None, description="bundle folder; the one that ships with surgseg if unset")
-    fingerprint: Fingerprint | None = Field(
-        None, description="SHA-256 of the bundle's card; any other bundle is refused if set"
+    fingerprint: Annotated[frozenset[Fingerprint] | None, NoDecode] = Field(
+        None,
+        description="SHA-256 of the bundle's card, or several as A,B; any other bundle is refused if set",
+    )
+    bundles: Path | None = Field(
+        None, description="folder of the bundles that POST /v1/model may put in its place; none if unset"
+    )
+    swap_limit_s: PositiveSeconds = Field(
+        120.0, description="how long such a bundle may take to be opened and proven"
     )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -111,7 +118,7 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field("info", description="least severe line logged")
     log_format: LogFormat = Field("text", description="lines for people, or a JSON object each")
 
-    @field_validator("batch_sizes", mode="before")
+    @field_validator("batch_sizes", "fingerprint", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) else value

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -29,6 +30,7 @@ from service.gauges import CoreGauges, DecoderGauges, StreamGauges, StreamSight
 from service.processes import Usage
 
 IMAGES_LABEL = "images"
+SwapOutcome = Literal["swapped", "rolled_back", "refused"]
 FPS_WINDOW_S = 2.0
 # A frame at 60 fps lasts 16.7 ms and at 25 fps 40 ms, so the buckets are close together around those. One ends at the
 # promised 50 ms, so that how many frames kept the promise is exact.
@@ -87,11 +89,23 @@ class Telemetry:
             self._refused.labels(status)
         self._stale_tokens = self._gauge("tokens_stale", "1 while the file of tokens cannot be read.")
         self._model = Info("surgseg_model", "The model that is served.", registry=self.registry)
+        self._swaps = Counter(
+            "surgseg_model_swaps",
+            "Changes of the model while it was served, by outcome.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in get_args(SwapOutcome):
+            self._swaps.labels(outcome)
         self._stages = {stage: self._stage_s.labels(stage) for stage in Stage}
 
     def describe_model(self, **labels: str) -> None:
-        """Set the labels of `surgseg_model_info`."""
+        """Set the labels of `surgseg_model_info`; those before vanish."""
         self._model.info(labels)
+
+    def count_swap(self, outcome: SwapOutcome) -> None:
+        """Count a change of the model, done or refused."""
+        self._swaps.labels(outcome).inc()
 
     def watch_readiness(self, is_ready: Callable[[], bool]) -> None:
         """Ask `is_ready` at every scrape for `surgseg_ready`."""

@@ -62,7 +62,8 @@ class MaskHeader:
     in pixels: the mask covers exactly that picture at the model's own scale. `mask` names the format of the
     bytes. `latency_ms` maps each stage to its share. `dropped` counts this stream's frames that never reached
     the model, by cause, and `received` all that arrived, both since the stream began; `skipped` counts the
-    results this viewer did not get because it was slow.
+    results this viewer did not get because it was slow. `model` is the beginning of the fingerprint of the bundle whose
+    model made the mask.
     """
 
     sequence: int
@@ -75,6 +76,7 @@ class MaskHeader:
     dropped: Mapping[str, int]
     received: int
     skipped: int
+    model: str
 
 
 def encode_picture(image_hwc: Image, codec: Codec) -> bytes:
@@ -220,6 +222,7 @@ _HEADER_TYPES: dict[str, tuple[type, ...]] = {
     "dropped": (dict,),
     "received": (int,),
     "skipped": (int,),
+    "model": (str,),
 }
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
+from typing import TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
@@ -13,6 +16,8 @@ from starlette.requests import ClientDisconnect
 from service.errors import InvalidRequestError, PayloadTooLargeError, SurgsegError
 
 _FIELD = "file"
+_MAX_ORDER_BYTES = 64 * 1024
+Order = TypeVar("Order", bound=BaseModel)
 
 
 async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) -> bytes:
@@ -38,11 +43,25 @@ async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) 
     return body
 
 
-async def read_json(request: Request, max_body_bytes: int, timeout_s: float) -> bytes:
-    """The body of a request that is to be JSON, as it came. Raises as `read_picture` does."""
+async def read_order(request: Request, kind: type[Order], example: dict[str, str], timeout_s: float) -> Order:
+    """What a request's JSON orders. Raises InvalidRequestError that shows the `example`, or as `read_picture` does."""
+    body = await _read_json(request, timeout_s)
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise InvalidRequestError(
+            f"The {place} is not valid: {first['msg']}.",
+            "a JSON object such as " + json.dumps(example),
+            "See /docs for every field.",
+        ) from error
+
+
+async def _read_json(request: Request, timeout_s: float) -> bytes:
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_body(request, max_body_bytes)
+            return await _read_body(request, _MAX_ORDER_BYTES)
     except TimeoutError as error:
         found = f"The body had not arrived after {timeout_s:g} s."
         raise InvalidRequestError(found, "a JSON object", "Send it again.") from error

@@ -68,7 +68,7 @@ async def segment(
     with pipeline.images.admit():
         data = await read_picture(request, settings.max_body_bytes, settings.body_timeout_s)
         arrived_at = time.monotonic()
-        encode = _choose_encoder(data, mask, size, pipeline.bundle.card, settings.max_pixels)
+        encode = _choose_encoder(data, mask, size, settings.max_pixels)
         payload, timeline = await anyio.to_thread.run_sync(
             pipeline.images.segment, data, arrived_at, encode, limiter=request.app.state.picture_threads
         )
@@ -77,12 +77,12 @@ async def segment(
 
 
 def _choose_encoder(
-    data: bytes, answer_format: AnswerFormat, size: AnswerSize, card: ModelCard, max_pixels: int
+    data: bytes, answer_format: AnswerFormat, size: AnswerSize, max_pixels: int
 ) -> Callable[[SegmentedFrame], bytes]:
     place = restore_mask if size == "source" else crop_mask
 
     def encode(segmented: SegmentedFrame) -> bytes:
-        fit = segmented.frame.fit
+        fit, card = segmented.frame.fit, segmented.bundle.card
         mask_hw = place(segmented.canvas_mask_hw, fit)
         if answer_format != "overlay":
             return encode_mask(mask_hw, answer_format, card.classes)

@@ -17,6 +17,7 @@ from service.api.messages import (
     pack_answer,
     pack_closing,
     pack_error,
+    pack_model_change,
     pack_notice,
     pack_ready,
     shorten_reason,
@@ -27,7 +28,7 @@ from service.frames import Stage
 from service.pipeline.latest_frames import Mode
 from service.pipeline.live_stream import LiveStream
 from service.pipeline.pipeline import Pipeline
-from service.pipeline.subscription import Subscription
+from service.pipeline.subscription import ModelChange, Subscription
 from service.streams.decoded_video import StreamState
 
 _log = logging.getLogger(__name__)
@@ -75,12 +76,7 @@ class MaskSession(ABC):
         self._log("a client gets its masks")
         try:
             await self._websocket.send_text(
-                pack_ready(
-                    self._pipeline.bundle.card,
-                    self.stream,
-                    self._mask_format,
-                    is_recorded=self._is_recorded,
-                )
+                pack_ready(self.mailbox.bundle, self.stream, self._mask_format, is_recorded=self._is_recorded)
             )
             receiver = asyncio.create_task(self._receive())
             sender = asyncio.create_task(self._send())
@@ -131,6 +127,9 @@ class MaskSession(ABC):
         answer = self.mailbox.take()
         if answer is None:
             return False
+        if isinstance(answer, ModelChange):
+            await self._send_text(pack_model_change(answer.bundle))
+            return True
         message = pack_answer(answer, self.stream, self._mask_format, self.mailbox.skipped)
         self._sending_since = time.monotonic()
         await self._websocket.send_bytes(message)

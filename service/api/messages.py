@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from service.contract.model_card import ModelCard
+from service.contract.bundle import Bundle
 from service.errors import SurgsegError
 from service.frames import Timeline
 from service.logs import current_request
@@ -34,19 +34,19 @@ def pack_answer(answer: Answer, stream: LiveStream, mask_format: str, skipped: i
         dropped={reason.value: count for reason, count in stream.ledger.dropped.items()},
         received=stream.ledger.received,
         skipped=skipped,
+        model=answer.segmented.bundle.short_fingerprint,
     )
     return pack_mask(header, answer.payload)
 
 
-def pack_ready(card: ModelCard, stream: LiveStream, mask_format: str, *, is_recorded: bool) -> str:
+def pack_ready(bundle: Bundle, stream: LiveStream, mask_format: str, *, is_recorded: bool) -> str:
     """The first event of a stream: who answers, with what classes, at what size, on what terms, recorded or not."""
     return pack_event(
         "ready",
         protocol_version=PROTOCOL_VERSION,
         stream=stream.id,
-        model={"name": card.name, "version": card.version},
-        classes=[info.model_dump(mode="json") for info in card.classes],
-        input_size=card.input_size.model_dump(),
+        **_describe_model(bundle),
+        input_size=bundle.card.input_size.model_dump(),
         codec=stream.codec,
         mask=mask_format,
         mode=stream.mode.value,
@@ -69,6 +69,14 @@ def pack_notice(state: StreamState, reason: str) -> str:
     """A `notice` event: what the stream is doing now, and why where there is a reason."""
     detail = f"The stream is {state.value}" + (f": {reason}." if reason else ".")
     return pack_event("notice", detail=detail, state=state.value, reason=reason)
+
+
+def pack_model_change(bundle: Bundle) -> str:
+    """A `notice` event: the model of `bundle` makes the masks that follow."""
+    card = bundle.card
+    return pack_event(
+        "notice", detail=f"The model is {card.name} {card.version} from now on.", **_describe_model(bundle)
+    )
 
 
 def measure_ms(timeline: Timeline) -> dict[str, float]:
@@ -95,3 +103,11 @@ def answer_problem(error: SurgsegError, headers: Mapping[str, str] | None = None
     return JSONResponse(
         problem, status_code=error.status, media_type=PROBLEM_MEDIA_TYPE, headers=dict(headers or {})
     )
+
+
+def _describe_model(bundle: Bundle) -> dict[str, Any]:
+    card = bundle.card
+    return {
+        "model": {"name": card.name, "version": card.version, "fingerprint": bundle.fingerprint},
+        "classes": [info.model_dump(mode="json") for info in card.classes],
+    }

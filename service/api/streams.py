@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.bodies import read_json
+from service.api.bodies import read_order
 from service.api.messages import PROBLEM_MEDIA_TYPE
 from service.errors import InvalidRequestError
 from service.pipeline.latest_frames import Mode
@@ -21,7 +20,6 @@ from service.settings import Settings
 from service.streams.pull_targets import PullRules
 
 router = APIRouter()
-_MAX_ORDER_BYTES = 64 * 1024
 
 
 class StreamOrder(BaseModel):
@@ -111,7 +109,7 @@ async def open_stream(request: Request, response: Response) -> StreamInfo:
     pipeline: Pipeline = request.app.state.pipeline
     settings: Settings = request.app.state.settings
     pipeline.check_open()
-    order = _read_order(await read_json(request, _MAX_ORDER_BYTES, settings.body_timeout_s))
+    order = await read_order(request, StreamOrder, {"url": "rtsp://camera/1"}, settings.body_timeout_s)
     rules = PullRules(settings.pull_schemes, settings.pull_hosts, settings.files)
     target = await asyncio.to_thread(rules.admit, order.url, order.transport)
     if not target.is_file and (order.loop or order.mode != "latest"):
@@ -151,19 +149,6 @@ async def close_stream(request: Request, stream_id: str) -> None:
             "It ends with its connection.",
         )
     await asyncio.to_thread(stream.close)
-
-
-def _read_order(body: bytes) -> StreamOrder:
-    try:
-        return StreamOrder.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidRequestError(
-            f"The {place} is not valid: {first['msg']}.",
-            "a JSON object such as " + json.dumps({"url": "rtsp://camera/1"}),
-            "See /docs for every field.",
-        ) from error
 
 
 def _describe(stream: LiveStream) -> StreamInfo:

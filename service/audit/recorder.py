@@ -29,7 +29,7 @@ class AuditRecorder:
 
     An entry is on the disk about half a second after its frame ended. Nobody waits for that: what finds no room on the
     way is counted as lost, in the metrics and in the record. While the record cannot be written the streams go on;
-    `is_strict` says whether new ones are then refused. `fingerprint` is that of the bundle that gives the masks.
+    `is_strict` says whether new ones are then refused.
 
     Raises InvalidRequestError when the record cannot be begun.
     """
@@ -40,7 +40,6 @@ class AuditRecorder:
         rules: KeepRules,
         meter: AuditMeter,
         *,
-        fingerprint: str,
         is_strict: bool,
         clock: Callable[[], float] = time.time,
         intake: Intake | None = None,
@@ -49,7 +48,6 @@ class AuditRecorder:
         self._is_strict = is_strict
         self._clock = clock
         self._intake = intake or Intake()
-        self._fingerprint = fingerprint
         writer = _begin_record(RecordFolder(folder), rules, meter, clock)
         self.run = writer.run
         self._scribe = Scribe(writer, self._intake, meter)
@@ -68,9 +66,8 @@ class AuditRecorder:
         return self._scribe.stop(timeout_s)
 
     def describe_model(self, bundle: Bundle, backend: BackendInfo) -> None:
-        """Say what a model is; the masks from now on are its own."""
+        """See `Journal.describe_model`."""
         card = bundle.card
-        self._fingerprint = bundle.fingerprint
         entry = ModelEntry(
             at=self._now(),
             fingerprint=bundle.fingerprint,
@@ -86,7 +83,7 @@ class AuditRecorder:
 
     def follow(self, stream_id: str) -> StreamNotes:
         """See `Journal.follow`."""
-        return StreamNotes(stream_id, self._note, self._now, self._name_model)
+        return StreamNotes(stream_id, self._note, self._now)
 
     def begin(self, stream: Described) -> None:
         """See `Journal.begin`."""
@@ -99,10 +96,6 @@ class AuditRecorder:
             mode=stream.mode,
         )
         self._note(lambda: entry)
-
-    def _name_model(self, segmented: SegmentedFrame) -> str:
-        """The fingerprint of the model that gave a mask."""
-        return self._fingerprint
 
     def _note(self, draft: Draft, size_bytes: int = 0) -> None:
         if not self._intake.put(draft, size_bytes):
@@ -120,12 +113,10 @@ class StreamNotes:
         stream_id: str,
         note: Callable[[Draft, int], None],
         now: Callable[[], datetime],
-        name_model: Callable[[SegmentedFrame], str],
     ) -> None:
         self._id = stream_id
         self._note = note
         self._now = now
-        self._name_model = name_model
 
     def segment(self, segmented: SegmentedFrame) -> None:
         """See `StreamJournal.segment`."""
@@ -142,7 +133,7 @@ class StreamNotes:
                 stage.value: round(seconds * 1000, 3)
                 for stage, seconds in frame.timeline.durations_s().items()
             },
-            "model": self._name_model(segmented),
+            "model": segmented.bundle.fingerprint,
             "width": frame.fit.source_width,
             "height": frame.fit.source_height,
         }

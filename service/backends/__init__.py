@@ -9,7 +9,14 @@ from typing import cast
 
 import numpy as np
 
-from service.backends.base import Backend, BackendFactory, is_golden, list_precisions, measure_golden
+from service.backends.base import (
+    Backend,
+    BackendFactory,
+    SlowCompiler,
+    is_golden,
+    list_precisions,
+    measure_golden,
+)
 from service.backends.engine_cache import EngineKeeper
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
@@ -63,12 +70,16 @@ def open_backend(
     threads: int | None = None,
     precision: Precision | None = None,
     engines: Path | None = None,
+    compiled: Path | None = None,
 ) -> Backend:
     """Open a bundle with the backend `name`, or with the fastest of this machine for "auto".
 
     `threads` is the number one inference may use; None means every physical core this process may run on. `precision`
     None means the fastest that this machine runs this bundle with. `engines` is where TensorRT's engines lie, None the
-    user's cache; other backends have none. Call it from the thread that will use the backend.
+    user's cache; other backends have none. `compiled` is a folder in which this or another process has opened the
+    same bundle before, or will: what takes long to compile is compiled once. Call it from the thread that
+    will use the backend.
+
     Raises BackendError when the name is unknown, the library is missing or the precision is not to be had,
     BundleError when the runtime refuses the model or the graph is not what the card says.
     """
@@ -76,14 +87,17 @@ def open_backend(
     if not sizes or sizes[0] < 1:
         raise ValueError(f"batch sizes are positive, got {batch_sizes}")
     if name == "auto":
-        return _open_fastest(bundle, sizes, threads, precision, engines)
-    factory = load_backend(name, engines)
+        return _open_fastest(bundle, sizes, threads, precision, engines, compiled)
+    factory = load_backend(name, engines, compiled)
     chosen = _choose_precision(name, factory, bundle, precision)
     return factory(bundle, batch_sizes=sizes, threads=threads, precision=chosen)
 
 
-def load_backend(name: str, engines: Path | None = None) -> BackendFactory:
-    """Import a backend's class; `engines` as in `open_backend`. Raises BackendError that names the extra to install."""
+def load_backend(name: str, engines: Path | None = None, compiled: Path | None = None) -> BackendFactory:
+    """Import a backend's class; the folders are those of `open_backend`.
+
+    Raises BackendError that names the extra to install.
+    """
     if name not in BACKENDS:
         raise BackendError(
             f"There is no backend called {name!r}.",
@@ -102,6 +116,8 @@ def load_backend(name: str, engines: Path | None = None) -> BackendFactory:
     backend_class = getattr(module, class_name)
     if engines is not None and issubclass(backend_class, EngineKeeper):
         backend_class = backend_class.kept_in(engines)
+    if compiled is not None and issubclass(backend_class, SlowCompiler):
+        backend_class = backend_class.reusing(compiled)
     return cast(BackendFactory, backend_class)
 
 
@@ -128,6 +144,7 @@ def _open_fastest(
     threads: int | None,
     asked: Precision | None,
     engines: Path | None,
+    compiled: Path | None,
 ) -> Backend:
     """The first of AUTO_ORDER that does, in the precision asked for if one is. Raises BackendError where none does."""
     missing = [name for name in dict(AUTO_ORDER) if not _is_installed(name)]
@@ -137,7 +154,7 @@ def _open_fastest(
     for name, precision in AUTO_ORDER:
         if name in missing or asked not in (None, precision):
             continue
-        factory = load_backend(name, engines)
+        factory = load_backend(name, engines, compiled)
         reason = factory.reason_against(bundle, precision)
         if reason is None:
             backend, reason = _try(factory, bundle, batch_sizes, threads, precision)

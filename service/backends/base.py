@@ -6,7 +6,8 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,6 +124,17 @@ class Occupancy:
         finally:
             with self._lock:
                 self._inside -= 1
+
+
+class SlowCompiler:
+    """A backend whose runtime compiles for long, but takes up what lies compiled in the folder of `reusing`."""
+
+    compiled_folder: ClassVar[Path | None] = None
+
+    @classmethod
+    def reusing(cls, folder: Path) -> type[Self]:
+        """The same backend that leaves in a folder what it compiles, and takes from there what it would compile."""
+        return type(cls.__name__, (cls,), {"compiled_folder": folder})
 
 
 class GraphBackend(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from service.backends.base import (
     GraphBackend,
     Images,
+    SlowCompiler,
     first_line,
     reason_against_graph,
     reason_against_int8,
@@ -20,7 +21,7 @@ from service.backends.graphs import Tensor, check_graph
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
 from service.errors import BackendError, BundleError
-from service.processors import available_cores, list_cores
+from service.processors import available_cores, list_cores, run_idle
 
 # OpenVINO's conversion tools report their use over the internet where they find this package. Nothing here uses them,
 # and in a hospital nothing should be able to.
@@ -31,7 +32,7 @@ import openvino  # noqa: E402
 _TYPES = {"u8": "uint8", "f32": "float32"}
 
 
-class OpenVinoBackend(GraphBackend):
+class OpenVinoBackend(SlowCompiler, GraphBackend):
     """Runs the bundle's graph of a precision; bfloat16 is computed from the graph in float32.
 
     An urgent call that comes alone runs on all threads. Other calls share the threads evenly: a thread that is held up
@@ -42,6 +43,8 @@ class OpenVinoBackend(GraphBackend):
     name = "openvino"
     version = openvino.__version__.partition("-")[0]
     precisions: tuple[Precision, ...] = ("int8", "bfloat16", "float32")
+    # The threads that compute are OpenVINO's, for all models. Started by an idle thread, they would stay as idle.
+    _has_workers: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -53,9 +56,18 @@ class OpenVinoBackend(GraphBackend):
     ) -> None:
         threads = threads or available_cores()
         super().__init__(bundle, batch_sizes, threads, precision)
+        if self.compiled_folder is None or not OpenVinoBackend._has_workers:
+            self._compile(bundle, threads)
+            OpenVinoBackend._has_workers = True
+        else:
+            run_idle(lambda: self._compile(bundle, threads))
+
+    def _compile(self, bundle: Bundle, threads: int) -> None:
         core = openvino.Core()
-        model = _read_model(core, bundle, precision)
-        hint = _hint(core, precision)
+        if self.compiled_folder is not None:
+            core.set_property({"CACHE_DIR": str(self.compiled_folder)})
+        model = _read_model(core, bundle, self.precision)
+        hint = _hint(core, self.precision)
         self._whole = _Network(core, model, hint, threads, at_once=1)
         self._shared = self._whole
         if self.concurrency > 1:
@@ -72,6 +84,9 @@ class OpenVinoBackend(GraphBackend):
     def close(self) -> None:
         """See `Backend.close`."""
         super().close()
+        run_idle(self._forget)
+
+    def _forget(self) -> None:
         self._whole = self._shared = None  # type: ignore[assignment]
 
     def _infer(self, outputs: list[str], images_nhwc: Images, is_spread: bool) -> list[NDArray[np.uint8]]:

@@ -19,9 +19,10 @@ from service.bench.memory_runs import measure_memory
 from service.bench.model_runs import measure_model, prepare_canvases
 from service.bench.plot import plot_runs
 from service.bench.post_runs import measure_posts
-from service.bench.printing import format_memory, format_model, format_posts, format_streams
+from service.bench.printing import format_memory, format_model, format_posts, format_streams, format_swaps
 from service.bench.scenarios import SCENARIOS, Phase, Scenario, StreamSpec, adapt_scenario
 from service.bench.stream_runs import Conditions, measure_streams
+from service.bench.swap_runs import measure_swaps
 from service.bundles import DEFAULT_BUNDLE
 from service.contract.bundle import open_bundle
 from service.credentials import add_credential_arguments, read_credentials
@@ -81,8 +82,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         title = f"surgseg bench, {arguments.scenario or 'streams of one kind'}"
         write_whole(arguments.plot, plot_runs(title, report["service"]["phases"]).encode())
-    phases = report.get("service", {}).get("phases", [])
-    return int(any(run["gaps"] for phase in phases for run in phase["runs"]))
+    runs = [run for phase in report.get("service", {}).get("phases", []) for run in phase["runs"]]
+    runs += report.get("swap", {}).get("runs", [])
+    return int(any(run["gaps"] for run in runs))
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -165,10 +167,17 @@ def _measure_alone(
     )
 
 
+def _measure_swaps(arguments: argparse.Namespace, scenario: Scenario, report: dict[str, Any]) -> None:
+    _refuse_options(arguments, "url", "streams", "plot")
+    report["swap"] = _measure_alone(measure_swaps, arguments, scenario)
+    print(format_swaps(report["swap"]))
+
+
 _MEASURES: Mapping[str, Callable[[argparse.Namespace, Scenario, dict[str, Any]], None]] = {
     "streams": _measure_streams,
     "memory": _measure_memory,
     "post": _measure_posts,
+    "swap": _measure_swaps,
 }
 
 

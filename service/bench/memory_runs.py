@@ -109,10 +109,12 @@ class _PipelineLoop:
         settings = Settings()
         self._pipeline = Pipeline(
             bundle,
-            lambda: open_backend(backend_name, bundle, batch_sizes=settings.batch_sizes),
             settings,
             Telemetry(settings.batch_sizes),
             self._fail,
+            open_backend=lambda _, served: open_backend(
+                backend_name, served, batch_sizes=settings.batch_sizes
+            ),
         )
         self._pipeline.start().result(_START_TIMEOUT_S)
         self._pipeline.warm_decoders()

@@ -68,6 +68,20 @@ def format_posts(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def format_swaps(report: Mapping[str, Any]) -> str:
+    """What `measure_swaps` gives."""
+    lines = [f"\n{report['streams']} streams of {report['material']}; {ENCODED} in ms"]
+    for run in report["runs"]:
+        took = ", ".join(f"{seconds:.1f}" for seconds in run["changes_s"])
+        lines.append(
+            f"{len(run['changes_s'])} changes ({took} s), {run['ended_by_the_service']} streams ended; "
+            f"p99 {run['of_quiet']['p99']:.2f} times the quiet one"
+        )
+        lines += [f"DOES NOT ADD UP: {gap}" for gap in run["gaps"]]
+        lines.append(format_table({"quiet": run["quiet_ms"], "changing": run["changing_ms"]}))
+    return "\n".join(lines)
+
+
 def _format_run(run: Mapping[str, Any]) -> list[str]:
     causes = ", ".join(f"{cause} {number}" for cause, number in run["dropped"].items()) or "none"
     lines = [

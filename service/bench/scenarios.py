@@ -11,7 +11,7 @@ from service.errors import InvalidRequestError
 Behaviour = Literal["steady", "stalled", "corrupt", "reconnecting"]
 """`stalled` falls silent and stays connected, `corrupt` damages frames, `reconnecting` breaks off and comes back."""
 
-Kind = Literal["streams", "memory", "post"]
+Kind = Literal["streams", "memory", "post", "swap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,12 @@ SCENARIOS: dict[str, Scenario] = {
         "POST of 720p JPEG at 1 and 8 clients, against a plain FastAPI endpoint",
         kind="post",
         seconds=5.0,
+        rounds=3,
+    ),
+    "swap": Scenario(
+        "four streams of 720p25 as JPEG whose model is changed every 8 s, against the time between the changes",
+        kind="swap",
+        seconds=60.0,
         rounds=3,
     ),
 }

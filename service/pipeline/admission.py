@@ -84,6 +84,19 @@ class Admission:
         """Teach it, before the first stream, what a frame costs in processor seconds (see `serve`)."""
         self._costs.add(codec, pixels, picture_s, mask_s)
 
+    def change_model(self, mask_s: float, now: float) -> None:
+        """Another model makes the masks, at about `mask_s` processor seconds each: what it costs is measured anew.
+
+        Streams keep their places, and are promised a latency anew, since the pace of the model is part of it.
+        """
+        self._costs.change_model(mask_s)
+        for stream in self._streams.values():
+            stream.change_model(mask_s, now)
+        self._lessons.clear()
+        self._ceiling = _Lesson(self._limit_cores, 0.0)
+        self._hold_s = _MIN_HOLD_S
+        self._overloaded_s = self._late_s = 0.0
+
     def admit(self, stream_id: str, newcomer: Newcomer, now: float) -> Admitted | Refused:
         """Let a stream in or not. Raises ValueError when it is in already. Who is in must `close`."""
         if stream_id in self._streams:

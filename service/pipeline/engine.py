@@ -1,28 +1,30 @@
-"""The threads that run the backend: the first opens it and proves it, all feed it, the last to leave closes it."""
+"""The threads that run one model: the first opens it and proves it, all feed it, the last to leave closes it."""
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
-from service.backends.base import GOLDEN_AGREEMENT, Backend, is_golden, measure_golden
+from service.backends.base import Backend
 from service.contract.bundle import Bundle
 from service.contract.model_card import Precision
-from service.errors import BackendError
 from service.frames import Frame, SegmentedFrame, Stage
 from service.pipeline.latest_frames import Drop
+from service.pipeline.proof import make_batch, prove_backend, run_golden
 from service.pipeline.waiting_room import WaitingRoom
 from service.pipeline.workers import Worker
 from service.telemetry import Telemetry
 
-_PROOFS_AT_ONCE = 8
 _HELPER_ENDS_S = 10.0
 _MOST_IDLE_S = 60.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,40 +36,52 @@ class BackendInfo:
     version: str
     batch_sizes: tuple[int, ...]
     frame_cost_s: float
-    """Processor time of one frame's inference, over all threads, measured at start when nothing else runs."""
+    """Processor time of one frame's inference, over all threads, measured where nothing else runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """What all engines of a service share.
+
+    `publish` takes the masks of a batch, `drop` counts frames whose deadline has passed, `on_failure` is told of the
+    error that ended an engine which serves.
+    """
+
+    room: WaitingRoom
+    publish: Callable[[Sequence[SegmentedFrame]], None]
+    drop: Callable[[Drop], None]
+    telemetry: Telemetry
+    probe_interval_s: float
+    on_failure: Callable[[BaseException], None]
 
 
 class Engine:
-    """Takes frames from the waiting room, runs them, hands the masks to `publish`, in as many threads as pay.
+    """Takes frames from the waiting room, runs them, publishes the masks, in as many threads as pay.
 
-    An error after start-up is told to `on_failure`: a dead engine must end the process. `drop` counts frames
-    whose deadline has passed. When nothing came for `probe_interval_s`, the golden picture is run, so that
-    `last_success_at` (monotonic seconds) always speaks of a recent inference.
+    `start` opens the backend; frames are taken from `begin` until `retire`. An error between the two is told to
+    `on_failure`: a dead engine must end the process. When nothing came for `probe_interval_s`, the golden picture is
+    run, so that `last_success_at` (monotonic seconds) always speaks of a recent inference.
     """
 
     def __init__(
         self,
         bundle: Bundle,
         open_backend: Callable[[], Backend],
-        *,
-        room: WaitingRoom,
-        publish: Callable[[Sequence[SegmentedFrame]], None],
-        drop: Callable[[Drop], None],
-        telemetry: Telemetry,
-        probe_interval_s: float,
-        on_failure: Callable[[BaseException], None],
+        parts: EngineParts,
+        known_cost_s: float | None = None,
     ) -> None:
-        self._bundle = bundle
-        self._open_backend = open_backend
-        self._room = room
-        self._publish = publish
-        self._drop = drop
-        self._telemetry = telemetry
-        self._probe_interval_s = probe_interval_s
-        self._on_failure = on_failure
-        self._opened: Future[BackendInfo] = Future()
-        self._workers = [Worker("surgseg-engine", self._work, self._fail)]
+        """`known_cost_s` is a frame's cost where it has been measured before: then the proof is short."""
+        self.bundle = bundle
         self.last_success_at = float("-inf")
+        self._open_backend = open_backend
+        self._parts = parts
+        self._known_cost_s = known_cost_s
+        self._opened: Future[BackendInfo] = Future()
+        self._lock = threading.Lock()
+        self._turn = threading.Event()
+        self._is_leaving = False
+        self._has_left = threading.Event()
+        self._workers = [Worker("surgseg-engine", self._work, self._fail)]
 
     def start(self) -> Future[BackendInfo]:
         """Begin to open the backend, warm every batch size and compare the golden picture.
@@ -78,86 +92,112 @@ class Engine:
         self._workers[0].start()
         return self._opened
 
+    def begin(self) -> None:
+        """Take frames, once the backend is open."""
+        self._turn.set()
+
+    def retire(self, timeout_s: float) -> bool:
+        """Take no more frames, and wait until those taken are published; False when that took too long.
+
+        The backend is closed after that; `stop` waits for it.
+        """
+        self._leave()
+        return self._has_left.wait(timeout_s)
+
+    def abandon(self, error: BaseException) -> None:
+        """Wait no longer for the backend: whoever does gets `error`. If it opens after all, it is closed again."""
+        with self._lock:
+            if not self._opened.done():
+                self._opened.set_exception(error)
+        self._leave()
+
     def stop(self, timeout_s: float) -> bool:
-        """Wait until the backend is closed, after the waiting room was; False when that took too long."""
+        """Wait until the backend is closed; False when that took too long."""
+        self._leave()
         ends_at = time.monotonic() + timeout_s
         return all(worker.join(max(0.0, ends_at - time.monotonic())) for worker in tuple(self._workers))
 
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._turn.set()
+        self._parts.room.wake()
+
     def _fail(self, error: BaseException) -> None:
-        if not self._opened.done():
-            self._opened.set_exception(error)
+        with self._lock:
+            is_opening = not self._opened.done()
+            if is_opening:
+                self._opened.set_exception(error)
+        if is_opening:
+            return
+        if self._has_left.is_set():
+            _log.warning("The model that was replaced could not be closed: %s", error)
         else:
-            self._on_failure(error)
+            self._parts.on_failure(error)
 
     def _work(self) -> None:
         backend = self._open_backend()
         try:
-            batch_nhwc = self._make_batch(backend)
-            for batch_size in backend.batch_sizes:
-                self._run_golden(backend, batch_nhwc, batch_size)
-            cost_s = self._prove_at_once(backend)
-            helpers = [self._make_helper(backend, number) for number in range(2, backend.concurrency + 1)]
-            self._workers += helpers
-            for helper in helpers:
-                helper.start()
-            self._opened.set_result(
-                BackendInfo(
-                    backend.name, backend.precision, backend.version, backend.batch_sizes, frame_cost_s=cost_s
-                )
-            )
-            self._serve(backend, batch_nhwc, self._probe_interval_s)
-            for helper in helpers:
-                helper.join(_HELPER_ENDS_S)
+            if self._tell_opened(self._prove(backend)):
+                self._turn.wait()
+                self._serve_together(backend)
         finally:
             backend.close()
 
+    def _prove(self, backend: Backend) -> BackendInfo:
+        if self._known_cost_s is None:
+            cost_s = prove_backend(backend, self.bundle)
+        else:
+            prove_backend(backend, self.bundle, rounds=1)
+            cost_s = self._known_cost_s
+        self.last_success_at = time.monotonic()
+        return BackendInfo(
+            backend.name, backend.precision, backend.version, backend.batch_sizes, frame_cost_s=cost_s
+        )
+
+    def _tell_opened(self, info: BackendInfo) -> bool:
+        """False when nobody waits for it any more."""
+        with self._lock:
+            if self._opened.done():
+                return False
+            self._opened.set_result(info)
+        return True
+
+    def _serve_together(self, backend: Backend) -> None:
+        helpers = [self._make_helper(backend, number) for number in range(2, backend.concurrency + 1)]
+        self._workers += helpers
+        for helper in helpers:
+            helper.start()
+        self._serve(backend, self._parts.probe_interval_s)
+        have_ended = [helper.join(_HELPER_ENDS_S) for helper in helpers]
+        if all(have_ended):
+            self._has_left.set()
+
     def _make_helper(self, backend: Backend, number: int) -> Worker:
         def work() -> None:
-            self._serve(
-                backend, self._make_batch(backend), probe_interval_s=math.inf
-            )  # one that probes is enough
+            self._serve(backend, probe_interval_s=math.inf)  # one that probes is enough
 
         return Worker(f"surgseg-engine-{number}", work, self._fail)
 
-    def _make_batch(self, backend: Backend) -> np.ndarray:
-        size = self._bundle.card.input_size
-        return np.zeros((backend.batch_sizes[-1], size.height, size.width, 3), np.uint8)
-
-    def _prove_at_once(self, backend: Backend) -> float:
-        """Calls made at once may take another way through the backend than one alone: it must give the same masks.
-
-        Gives a frame's processor time, which matters when there is so much to do that they are made at once.
-        """
-
-        def prove(_: int) -> None:
-            batch_nhwc = self._make_batch(backend)
-            for _ in range(_PROOFS_AT_ONCE):
-                self._run_golden(backend, batch_nhwc, batch_size)
-
-        batch_size = backend.batch_sizes[0]
-        with ThreadPoolExecutor(backend.concurrency) as pool:
-            used_s = time.process_time()
-            list(pool.map(prove, range(backend.concurrency)))
-            used_s = time.process_time() - used_s
-        return used_s / (_PROOFS_AT_ONCE * backend.concurrency * batch_size)
-
-    def _serve(self, backend: Backend, batch_nhwc: np.ndarray, probe_interval_s: float) -> None:
+    def _serve(self, backend: Backend, probe_interval_s: float) -> None:
+        room = self._parts.room
+        batch_nhwc = make_batch(backend, self.bundle)
         limit = _share_of_batch(backend)
         while True:
             probe_at = self.last_success_at + probe_interval_s
             idle_s = min(max(0.0, probe_at - time.monotonic()), _MOST_IDLE_S)
-            taken = self._room.take(limit, idle_s)
+            taken = room.take(limit, idle_s, lambda: self._is_leaving)
             if taken is None:
                 return
             for drop in taken.drops:
-                self._drop(drop)
+                self._parts.drop(drop)
             if taken.frames:
                 segmented = self._run(backend, batch_nhwc, taken.frames)
-                self._room.wait_turn(taken)
-                self._publish(segmented)
-                self._room.done(taken)
+                room.wait_turn(taken)
+                self._parts.publish(segmented)
+                room.done(taken)
             elif not taken.drops and time.monotonic() >= probe_at:
-                self._run_golden(backend, batch_nhwc, backend.batch_sizes[0])
+                run_golden(backend, self.bundle, batch_nhwc, backend.batch_sizes[0])
+                self.last_success_at = time.monotonic()
 
     def _run(self, backend: Backend, batch_nhwc: np.ndarray, frames: Sequence[Frame]) -> list[SegmentedFrame]:
         taken_at = time.monotonic()
@@ -169,33 +209,12 @@ class Engine:
         is_urgent = any(frame.deadline_at is not None for frame in frames)
         masks_nhw = backend.segment(batch_nhwc[:batch_size], is_urgent=is_urgent)
         self.last_success_at = time.monotonic()
-        self._telemetry.observe_batch(len(frames))
+        self._parts.telemetry.observe_batch(len(frames))
         segmented = []
         for frame, mask_hw in zip(frames, masks_nhw, strict=False):
             frame.timeline.mark(Stage.INFER, self.last_success_at)
-            segmented.append(SegmentedFrame(frame, mask_hw.copy()))
+            segmented.append(SegmentedFrame(frame, mask_hw.copy(), self.bundle))
         return segmented
-
-    def _run_golden(self, backend: Backend, batch_nhwc: np.ndarray, batch_size: int) -> None:
-        """Fill a batch with the golden picture and compare every mask of it. Raises BackendError."""
-        batch_nhwc[:batch_size] = self._bundle.golden_image_hwc
-        masks_nhw = backend.segment(batch_nhwc[:batch_size])
-        expected_shape = (batch_size, *self._bundle.golden_mask_hw.shape)
-        if masks_nhw.shape != expected_shape or masks_nhw.dtype != np.uint8:
-            raise BackendError(
-                f"The backend {backend.name} gave {masks_nhw.dtype} {masks_nhw.shape}.",
-                f"uint8 {expected_shape}",
-                "Choose another backend with --backend.",
-            )
-        if not is_golden(self._bundle, backend.precision, masks_nhw):
-            agreement = measure_golden(self._bundle, masks_nhw)
-            raise BackendError(
-                f"The backend {backend.name} in {backend.precision} gives {agreement:.2%} of the labels of the golden "
-                "picture.",
-                f"at least {GOLDEN_AGREEMENT[backend.precision]:.1%}",
-                "Choose another backend with --backend, or make the bundle again and check it.",
-            )
-        self.last_success_at = time.monotonic()
 
 
 def _share_of_batch(backend: Backend) -> int:

@@ -54,6 +54,12 @@ class Gatekeeper:
         with self._lock:
             self._admission.learn(codec, pixels, picture_s * _OVERHEAD, self.mask_cost_s * _OVERHEAD)
 
+    def change_model(self, mask_cost_s: float) -> None:
+        """Another model makes the masks from now on: what they cost, and how late they were, is learned anew."""
+        self.mask_cost_s = mask_cost_s
+        with self._lock:
+            self._admission.change_model(mask_cost_s * _OVERHEAD, time.monotonic())
+
     def admit(self, stream_id: str, newcomer: Newcomer) -> None:
         """Let a stream in. Raises OverloadedError, which says when to try again."""
         with self._lock:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from service.contract.bundle import Bundle
 from service.frames import DropReason, SegmentedFrame
+from service.pipeline.engine import BackendInfo
 
 
 class Described(Protocol):
@@ -47,6 +49,10 @@ class Journal(Protocol):
         """Why no new work may be taken because of the journal; None while it may."""
         ...
 
+    def describe_model(self, bundle: Bundle, backend: BackendInfo) -> None:
+        """A model that gives masks from here on; each says by its bundle which one made it."""
+        ...
+
     def follow(self, stream_id: str) -> StreamJournal:
         """The journal of a stream that is about to open; of posted pictures, all of which are one."""
         ...
@@ -60,6 +66,9 @@ class _Silent:
     """Writes nothing down."""
 
     refusal: str | None = None
+
+    def describe_model(self, bundle: Bundle, backend: BackendInfo) -> None:
+        pass
 
     def follow(self, stream_id: str) -> StreamJournal:
         return self

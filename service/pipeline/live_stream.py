@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 
+from service.contract.bundle import Bundle
 from service.contract.masks import MaskFormat
 from service.errors import StreamError, SurgsegError
 from service.frames import DropReason, Frame, SegmentedFrame
@@ -27,6 +28,8 @@ class LiveStream(ABC):
     """
 
     source: FrameSource
+    bundle: Bundle
+    """The one whose masks are handed out now; set before the first viewer comes."""
 
     def __init__(
         self,
@@ -94,10 +97,15 @@ class LiveStream(ABC):
 
     def subscribe(self, mask_format: MaskFormat, mode: Mode, notify: Callable[[], None]) -> Subscription:
         """Open a mailbox for a viewer; `notify` is called, in the publisher's thread, for every answer."""
-        subscription = Subscription(mask_format, mode, notify=notify, on_skipped=self.ledger.skip)
         with self._lock:
-            self._subscriptions = (*self._subscriptions, subscription)
-        return subscription
+            return self._add_mailbox(mask_format, mode, notify)
+
+    def announce(self, bundle: Bundle) -> None:
+        """The masks handed out from now on are of this bundle's model; every viewer is told in between."""
+        with self._lock:
+            self.bundle = bundle
+            for subscription in self._subscriptions:
+                subscription.announce(bundle)
 
     def unsubscribe(self, subscription: Subscription) -> None:
         """Close a viewer's mailbox; what it has not taken holds nobody back any more. Again does nothing."""
@@ -145,6 +153,14 @@ class LiveStream(ABC):
     def join(self, timeout_s: float) -> bool:
         """Wait for the reader's thread to end, after `close`."""
         return self._reader is None or self._reader.join(timeout_s)
+
+    def _add_mailbox(self, mask_format: MaskFormat, mode: Mode, notify: Callable[[], None]) -> Subscription:
+        """The lock is held, so that the mailbox either hears of a change of the model or begins after it."""
+        subscription = Subscription(
+            mask_format, mode, self.bundle, notify=notify, on_skipped=self.ledger.skip
+        )
+        self._subscriptions = (*self._subscriptions, subscription)
+        return subscription
 
     def _close_mailboxes(self) -> None:
         with self._lock:

@@ -7,34 +7,32 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from service.backends.base import Backend
 from service.contract.bundle import Bundle
 from service.errors import NotFoundError, OverloadedError, UnavailableError
 from service.frames import SegmentedFrame, Stage
-from service.pipeline.engine import BackendInfo, Engine
+from service.pipeline.engine import BackendInfo, EngineParts
 from service.pipeline.gatekeeper import Gatekeeper
 from service.pipeline.image_requests import ImageRequests
+from service.pipeline.intake import Intake
 from service.pipeline.journal import SILENT, Journal
 from service.pipeline.latest_frames import Drop, Mode
 from service.pipeline.ledger import Ledger
 from service.pipeline.live_stream import LiveStream
+from service.pipeline.model_terms import ModelTerms
 from service.pipeline.processor_costs import Newcomer
 from service.pipeline.publisher import Audience, Publisher
 from service.pipeline.pulled_stream import PulledStream
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.stream_places import Place, StreamPlaces
 from service.pipeline.stream_terms import StreamTerms
+from service.pipeline.succession import OpenBackend, Succession, SwapRules
 from service.pipeline.waiting_room import WaitingRoom
 from service.processors import available_cores
 from service.settings import Settings
 from service.streams.calibration import Calibration
 from service.streams.decoded_video import StreamState
-from service.streams.decoder_process import DecoderPool
-from service.streams.decoder_terms import DecoderTerms
 from service.streams.pull_targets import PullTarget
-from service.streams.reader import Reader
 from service.telemetry import IMAGES_LABEL, Refusal, Telemetry
-from service.wire import VIDEO_CODECS
 
 _STARTING = "The model is being loaded."
 _ENDING = "The service is shutting down."
@@ -51,34 +49,23 @@ class Pipeline:
     def __init__(
         self,
         bundle: Bundle,
-        open_backend: Callable[[], Backend],
         settings: Settings,
         telemetry: Telemetry,
         on_fatal: Callable[[BaseException], None],
         journal: Journal = SILENT,
+        open_backend: OpenBackend = ModelTerms.open,
     ) -> None:
         self.journal = journal
-        self.bundle = bundle
-        self.backend: BackendInfo | None = None
         self._settings = settings
         self._telemetry = telemetry
         self._on_fatal = on_fatal
         self._room = WaitingRoom(time.monotonic)
-        self._publisher = Publisher(self._find, bundle.card.classes, self._fail)
-        self._engine = Engine(
-            bundle,
-            open_backend,
-            room=self._room,
-            publish=self._publisher.publish,
-            drop=self._drop,
-            telemetry=telemetry,
-            probe_interval_s=settings.probe_interval_s,
-            on_failure=self._fail,
-        )
+        self._publisher = Publisher(self._find, self._tell, self._fail)
+        self.models = self._make_succession(bundle, open_backend)
         self._gatekeeper = Gatekeeper(available_cores(), settings.admission, self._evict, self._fail)
         self._calibration = Calibration(bundle.card.input_size, bundle.card.fit)
-        self._decoders = DecoderPool()
-        self._decoder_terms = DecoderTerms.read(settings, bundle.card.input_size)
+        self._intake = Intake(bundle.card, settings)
+        self._published = bundle
         self._lock = threading.Lock()
         self._streams: dict[str, LiveStream] = {}
         self._places = StreamPlaces(
@@ -89,19 +76,24 @@ class Pipeline:
         self.images = self._make_image_requests()
         self._show(telemetry)
 
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that serves now."""
+        return self.models.current.bundle
+
     def start(self) -> Future[BackendInfo]:
         """Begin to open and prove the backend; the result is there when the first frame may come.
 
         It may take minutes, and raises BundleError or BackendError.
         """
         self._publisher.start()
-        opened = self._engine.start()
+        opened = self.models.start()
         opened.add_done_callback(self._open)
         return opened
 
     def is_ready(self) -> bool:
         """Whether a frame would be served now: started, not draining, an inference succeeded lately."""
-        age_s = time.monotonic() - self._engine.last_success_at
+        age_s = time.monotonic() - self.models.last_success_at
         return self._why_closed is None and self._failure is None and age_s <= self._settings.ready_window_s
 
     def check_open(self) -> None:
@@ -143,11 +135,7 @@ class Pipeline:
             on_served=self._note_served,
             callbacks=callbacks,
         )
-        if codec in VIDEO_CODECS:
-            stream.attach_video(self._decoders, self._decoder_terms, self.bundle.card.fit)
-        else:
-            card = self.bundle.card
-            stream.attach_pictures(card.input_size, card.fit, self._settings.max_pixels)
+        self._intake.attach_pushed(stream)
         self._begin(stream, terms)
         return stream
 
@@ -170,13 +158,13 @@ class Pipeline:
             room=self._room,
             on_served=self._note_served,
         )
-        stream.attach(self._decoders, self._decoder_terms, self.bundle.card.fit, is_looped=is_looped)
+        self._intake.attach_pulled(stream, is_looped=is_looped)
         self._begin(stream, terms)
         return stream
 
     def warm_decoders(self) -> None:
         """Start the decoders' nursery ahead of the first stream that needs one."""
-        self._decoders.start()
+        self._intake.warm()
 
     def learn_costs(self) -> None:
         """Measure what pictures cost on this machine, for admission; takes a second or two."""
@@ -186,6 +174,7 @@ class Pipeline:
     def refuse_new(self) -> None:
         """Take no new stream and no new picture any more; what is open goes on."""
         self._refusal = _ENDING
+        self.models.refuse()
 
     def drain_pulled(self) -> None:
         """Fetch no more frames; each pulled stream closes when it is answered and its viewers have left."""
@@ -201,37 +190,58 @@ class Pipeline:
         self.images.close()
         self._gatekeeper.stop(timeout_s)
         self._calibration.stop()
-        self._decoders.close()
+        self._intake.close()
         self._room.close()
-        return self._engine.stop(timeout_s) and self._publisher.stop(timeout_s)
+        return self.models.stop(timeout_s) and self._publisher.stop(timeout_s)
 
     def _show(self, telemetry: Telemetry) -> None:
         telemetry.watch_readiness(self.is_ready)
         telemetry.watch_streams(lambda: [stream.look() for stream in self.streams()], tuple(StreamState))
-        telemetry.watch_decoders(self._decoders.measure)
+        telemetry.watch_decoders(self._intake.measure_decoders)
         if self._settings.admission:
             telemetry.watch_admission(self._gatekeeper.measure_cores)
 
     def _open(self, opened: Future[BackendInfo]) -> None:
         if opened.exception() is None and self._refusal == _STARTING:
-            self.backend = opened.result()
-            self._gatekeeper.mask_cost_s = self.backend.frame_cost_s
             self._gatekeeper.start()
             self._refusal = None
 
+    def _make_succession(self, bundle: Bundle, open_backend: OpenBackend) -> Succession:
+        return Succession(
+            bundle,
+            ModelTerms.read(self._settings),
+            SwapRules.read(self._settings),
+            EngineParts(
+                room=self._room,
+                publish=self._publisher.publish,
+                drop=self._drop,
+                telemetry=self._telemetry,
+                probe_interval_s=self._settings.probe_interval_s,
+                on_failure=self._fail,
+            ),
+            open_backend=open_backend,
+            announce=self._publisher.announce,
+            on_changed=self._note_model,
+        )
+
+    def _note_model(self, bundle: Bundle, backend: BackendInfo) -> None:
+        self._gatekeeper.change_model(backend.frame_cost_s)
+        self.journal.describe_model(bundle, backend)
+
+    def _tell(self, bundle: Bundle) -> None:
+        """Every mask published from now on is of this bundle's model; called in the publisher's thread."""
+        with self._lock:
+            self._published = bundle
+            streams = tuple(self._streams.values())
+        for stream in streams:
+            stream.announce(bundle)
+
     def _make_image_requests(self) -> ImageRequests:
-        settings, card = self._settings, self.bundle.card
         journal = self.journal.follow(IMAGES_LABEL)
-        return ImageRequests(
-            ledger=Ledger(self._telemetry.meter_stream(IMAGES_LABEL), lambda: None, journal=journal),
-            room=self._room,
-            lanes=settings.batch_sizes[-1],
-            max_requests=settings.max_requests,
+        return self._intake.make_image_requests(
+            Ledger(self._telemetry.meter_stream(IMAGES_LABEL), lambda: None, journal=journal),
+            self._room,
             on_refused=lambda: self._telemetry.count_refusal(Refusal.MAX_REQUESTS),
-            max_pixels=settings.max_pixels,
-            wait_limit_s=settings.request_deadline_s,
-            input_size=card.input_size,
-            fit_rule=card.fit,
         )
 
     def note_sent(self, seconds: float) -> None:
@@ -247,20 +257,10 @@ class Pipeline:
         depth = self._settings.every_depth if terms.mode is Mode.EVERY else 1
         self._room.add_stream(stream.id, terms.mode, depth, terms.priority)
         with self._lock:
+            stream.bundle = self._published
             self._streams[stream.id] = stream
         self.journal.begin(stream)
-        stream.start(self._make_reader(stream, terms).run)
-
-    def _make_reader(self, stream: LiveStream, terms: StreamTerms) -> Reader:
-        deadline_s = terms.deadline_s or self._settings.deadline_s
-        return Reader(
-            stream.source,
-            stream_id=stream.id,
-            wait_limit_s=deadline_s if terms.mode is Mode.LATEST else None,
-            number=stream.ledger.receive,
-            offer=stream.offer,
-            on_broken=stream.drop_broken,
-        )
+        stream.start(self._intake.make_reader(stream, terms).run)
 
     def _find(self, stream_id: str) -> Audience:
         return self.images if stream_id in self.images.lane_ids else self._streams[stream_id]

@@ -76,6 +76,11 @@ class ProcessorCosts:
             del self._classes[next(iter(self._classes))]
         self._mask_s.add(mask_s)
 
+    def change_model(self, mask_s: float) -> None:
+        """Forget what masks cost: they will cost about `mask_s`."""
+        self._mask_s = RunningMean()
+        self._mask_s.add(mask_s)
+
     def estimate(self, newcomer: Newcomer) -> float | None:
         """Cores that a newcomer will keep busy; None while no frame has been measured.
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from service.contract.bundle import Bundle
 from service.contract.geometry import crop_mask
 from service.contract.masks import MaskFormat, encode_mask
-from service.contract.model_card import ClassInfo
 from service.frames import SegmentedFrame, Stage
 from service.pipeline.latest_frames import Drop
 from service.pipeline.workers import Worker
@@ -35,19 +35,19 @@ class Audience(Protocol):
 class Publisher:
     """One thread, first in first out, so masks keep the order of their frames.
 
-    The engine may be two batches ahead; then `publish` blocks. `find` gives the audience of a stream, `classes` are
-    those of the masks.
+    The engine may be two batches ahead; then `publish` blocks. `find` gives the audience of a stream, `tell` says to
+    all of them that another model made what follows.
     """
 
     def __init__(
         self,
         find: Callable[[str], Audience],
-        classes: Sequence[ClassInfo],
+        tell: Callable[[Bundle], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._find = find
-        self._classes = classes
-        self._batches: queue.Queue[Sequence[SegmentedFrame] | None] = queue.Queue(maxsize=2)
+        self._tell = tell
+        self._batches: queue.Queue[Sequence[SegmentedFrame] | Bundle | None] = queue.Queue(maxsize=2)
         self._worker = Worker("surgseg-publisher", self._work, on_failure)
 
     def start(self) -> None:
@@ -56,6 +56,10 @@ class Publisher:
     def publish(self, batch: Sequence[SegmentedFrame]) -> None:
         """Hand over a batch; called by the engine."""
         self._batches.put(batch)
+
+    def announce(self, bundle: Bundle) -> None:
+        """Say that this bundle's model makes every batch handed over from now on, and none before."""
+        self._batches.put(bundle)
 
     def stop(self, timeout_s: float) -> bool:
         """Publish what was handed over, then end; False when that took longer than `timeout_s`."""
@@ -67,6 +71,9 @@ class Publisher:
 
     def _work(self) -> None:
         while (batch := self._batches.get()) is not None:
+            if isinstance(batch, Bundle):
+                self._tell(batch)
+                continue
             for segmented in batch:
                 self._publish(segmented)
 
@@ -75,6 +82,8 @@ class Publisher:
         audience = self._find(frame.stream_id)
         mask_hw = crop_mask(segmented.canvas_mask_hw, frame.fit)
         used_s = time.thread_time()
-        payloads = {name: encode_mask(mask_hw, name, self._classes) for name in audience.formats()}
+        payloads = {
+            name: encode_mask(mask_hw, name, segmented.bundle.card.classes) for name in audience.formats()
+        }
         frame.timeline.mark(Stage.ENCODE, time.monotonic())
         audience.deliver(replace(segmented, cost_s=time.thread_time() - used_s), payloads)

@@ -127,10 +127,7 @@ class PulledStream(LiveStream):
                     f"at most {self._max_viewers} at once",
                     "Close one, or raise SURGSEG_MAX_VIEWERS.",
                 )
-            subscription = Subscription(
-                mask_format, self.mode, notify=callbacks.on_answer, on_skipped=self.ledger.skip
-            )
-            self._subscriptions = (*self._subscriptions, subscription)
+            subscription = self._add_mailbox(mask_format, self.mode, callbacks.on_answer)
             self._callbacks[subscription] = callbacks
             is_over, error = self._over is not None or self._is_closed, self._error
             self._changed.notify_all()

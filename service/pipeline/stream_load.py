@@ -63,6 +63,14 @@ class StreamLoad:
         self._mask_s.add(mask_s)
         self._latencies.append((now, latency_s))
 
+    def change_model(self, mask_s: float, now: float) -> None:
+        """Its masks will cost about `mask_s`, and come at another pace."""
+        self._promise_anew(now)
+        count = min(self._mask_s.count, _ENOUGH)
+        self._mask_s = RunningMean()
+        for _ in range(count):
+            self._mask_s.add(mask_s)
+
     def measure_cores(self, now: float) -> float:
         """Cores it is seen to need; 0 for one that is elastic, is silent for long, or is not measured yet."""
         is_silent = not self._arrived_at or now - self._arrived_at[-1] > _PAUSE_S
@@ -104,7 +112,10 @@ class StreamLoad:
 
     def _start_anew(self, now: float) -> None:
         """Its pictures have another size now, with other costs and another pace."""
+        self._promise_anew(now)
+        self._picture_s = RunningMean()
+
+    def _promise_anew(self, now: float) -> None:
         self.settles_at = max(self.settles_at, now + 2 * WINDOW_S)
         self._promised_s = float("inf")
         self._latencies.clear()
-        self._picture_s = RunningMean()

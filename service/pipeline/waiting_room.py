@@ -54,15 +54,18 @@ class WaitingRoom:
         with self._lock:
             self._costs.add(stage, seconds, self._clock())
 
-    def take(self, limit: int, timeout_s: float) -> Taken | None:
+    def take(
+        self, limit: int, timeout_s: float, has_left: Callable[[], bool] = lambda: False
+    ) -> Taken | None:
         """The frames to run next; an empty Taken when `timeout_s` ran out; None once the room is closed.
 
+        None as well when `has_left` says that whoever asks is to take no more; `wake` has it asked again.
         A live stream gives no further frame until `done`: by then a newer one may have come. A lossless one does, so
         that it can use every engine, and `wait_turn` keeps it in order.
         """
         ends_at = self._clock() + timeout_s
         with self._lock:
-            while not self._is_closed:
+            while not self._is_closed and not has_left():
                 now = self._clock()
                 taken = self._frames.take(now, limit, self._costs.estimate_ahead(now), self._running)
                 for frame in taken.frames:
@@ -91,6 +94,11 @@ class WaitingRoom:
                     del self._running[frame.stream_id]
             self._has_frames.notify_all()
             self._is_turn.notify_all()
+
+    def wake(self) -> None:
+        """Have everybody who waits in `take` look again."""
+        with self._lock:
+            self._has_frames.notify_all()
 
     def finish(self, stream_id: str) -> None:
         """See `LatestFrames.finish`."""

@@ -55,6 +55,13 @@ const connection = new StreamConnection({
     } else if (event.type === "error") {
       panels.say(event.detail ?? event.title ?? "The service reports an error.", "error");
     } else if (event.type === "notice") {
+      if (event.model) {
+        // After the masks that are still being drawn: those are the model's before.
+        showing = showing.then(() => {
+          overlay.palette = makePalette(event.classes);
+          panels.showModel(event);
+        });
+      }
       panels.say(event.detail ?? event.message ?? "The service sent a notice.", "notice");
     } else if (event.type === "closing") {
       panels.say(event.detail ?? event.reason ?? "The service is closing this stream.", "notice");

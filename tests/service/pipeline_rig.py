@@ -126,7 +126,7 @@ def running_rigs(bundle: Bundle) -> Iterator[Callable[..., Rig]]:
         backend = HeldBackend(settings.batch_sizes, concurrency)
         telemetry = Telemetry(settings.batch_sizes)
         fatal: list[BaseException] = []
-        pipeline = Pipeline(bundle, lambda: backend, settings, telemetry, fatal.append, journal)
+        pipeline = Pipeline(bundle, settings, telemetry, fatal.append, journal, lambda *_: backend)
         rig = Rig(pipeline, backend, telemetry, fatal)
         if is_started:
             pipeline.start().result(WAIT_S)

@@ -72,7 +72,9 @@ def http_server(status: int, media_type: str, body: bytes) -> Iterator[str]:
 
 
 def answer(sequence: int, captured_at_us: int = 0) -> bytes:
-    header = MaskHeader(sequence, captured_at_us, None, 8, 8, "png", {"infer": 1.0}, {}, sequence, 0)
+    header = MaskHeader(
+        sequence, captured_at_us, None, 8, 8, "png", {"infer": 1.0}, {}, sequence, 0, "0123456789ab"
+    )
     return pack_mask(header, to_png(np.full((4, 4), sequence % 256, np.uint8)))
 
 

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.bundles import DEFAULT_BUNDLE
+from service.contract.bundle import open_bundle
 from service.contract.geometry import plan_fit
 from service.contract.model_card import InputSize
 from service.errors import SurgsegError
@@ -26,6 +28,7 @@ from service.telemetry import Telemetry
 WAIT_S = 20.0
 _SIZE = InputSize(height=32, width=32)
 _FIT = plan_fit(32, 32, _SIZE)
+BUNDLE = open_bundle(DEFAULT_BUNDLE)
 
 
 def make_frame(stream_id: str = "one", sequence: int = 1, deadline_at: float | None = None) -> Frame:
@@ -34,7 +37,7 @@ def make_frame(stream_id: str = "one", sequence: int = 1, deadline_at: float | N
 
 
 def make_answer(sequence: int) -> Answer:
-    return Answer(SegmentedFrame(make_frame(sequence=sequence), np.zeros((32, 32), np.uint8)), b"")
+    return Answer(SegmentedFrame(make_frame(sequence=sequence), np.zeros((32, 32), np.uint8), BUNDLE), b"")
 
 
 def sample(telemetry: Telemetry, name: str, **labels: str) -> float | None:
@@ -92,7 +95,9 @@ def test_fps_counts_the_masks_of_the_last_seconds_and_falls_to_zero() -> None:
 @given(put=st.lists(st.booleans(), max_size=30))
 def test_a_live_mailbox_keeps_the_newest_and_counts_the_rest(put: list[bool]) -> None:
     skipped: list[int] = []
-    mailbox = Subscription("png", Mode.LATEST, notify=lambda: None, on_skipped=lambda: skipped.append(1))
+    mailbox = Subscription(
+        "png", Mode.LATEST, BUNDLE, notify=lambda: None, on_skipped=lambda: skipped.append(1)
+    )
     sequence = taken = 0
     for is_put in put:
         if is_put:
@@ -108,7 +113,7 @@ def test_a_live_mailbox_keeps_the_newest_and_counts_the_rest(put: list[bool]) ->
 
 def test_a_lossless_mailbox_keeps_all_in_order_and_tells_of_each_one_taken() -> None:
     taken: list[int] = []
-    mailbox = Subscription("png", Mode.EVERY, notify=lambda: None, on_skipped=pytest.fail)
+    mailbox = Subscription("png", Mode.EVERY, BUNDLE, notify=lambda: None, on_skipped=pytest.fail)
     for sequence in range(5):
         mailbox.put(make_answer(sequence), lambda: taken.append(1))
     answers = [mailbox.take() for _ in range(5)]
@@ -120,7 +125,7 @@ def test_a_lossless_mailbox_keeps_all_in_order_and_tells_of_each_one_taken() -> 
 def test_a_lossless_mailbox_that_is_closed_lets_go_of_what_was_left_and_of_what_still_comes() -> None:
     let_go: list[int] = []
     told: list[int] = []
-    mailbox = Subscription("png", Mode.EVERY, notify=lambda: told.append(1), on_skipped=pytest.fail)
+    mailbox = Subscription("png", Mode.EVERY, BUNDLE, notify=lambda: told.append(1), on_skipped=pytest.fail)
     mailbox.put(make_answer(1), lambda: let_go.append(1))
     mailbox.close()
     mailbox.put(make_answer(2), lambda: let_go.append(2))

@@ -43,6 +43,7 @@ HEADERS = st.builds(
     dropped=st.dictionaries(st.text(max_size=8), COUNTS),
     received=COUNTS,
     skipped=COUNTS,
+    model=st.text(max_size=12),
 )
 
 
@@ -58,6 +59,7 @@ def make_header(**changes: Any) -> MaskHeader:
         "dropped": {},
         "received": 3,
         "skipped": 0,
+        "model": "0123456789ab",
     }
     return MaskHeader(**{**values, **changes})
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.audit.meter import AuditMeter
 from service.contract.bundle import open_bundle
 from service.errors import UnavailableError
 from service.gauges import DecoderGauges, StreamGauges, StreamSight
@@ -132,6 +133,7 @@ def test_the_operators_page_says_what_every_metric_means(make_rig: Callable[...,
     rig = make_rig(admission=True)
     rig.open()
     rig.telemetry.describe_model(name="small")
+    AuditMeter(rig.telemetry.registry)
     samples = {sample.name for family in rig.telemetry.registry.collect() for sample in family.samples}
     told = {re.sub("_(bucket|sum|count)$", "", name) for name in samples if name.startswith("surgseg_")}
     page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.app import _open_backend
 from service.backends import load_backend, open_backend
 from service.backends.base import Backend
 from service.backends.engine_cache import EngineRecord, Machine, store_engine
 from service.contract.bundle import Bundle, open_bundle
 from service.errors import BackendError, BundleError
+from service.pipeline.model_terms import ModelTerms
 from service.settings import load_settings
 from tests.service.fake_gpu import fake_gpu
 from tests.service.fake_tensorrt import FakeTensorRt
@@ -222,7 +222,7 @@ def test_the_service_looks_where_its_setting_says(
 ) -> None:
     monkeypatch.setenv("SURGSEG_ENGINES", str(store()))
     settings = load_settings(backend="tensorrt", precision="float32", batch_sizes=(1, 2))
-    opened = _open_backend(settings, bundle)
+    opened = ModelTerms.read(settings).open(bundle)
     assert opened.batch_sizes == (1, 2)
     opened.close()
 

@@ -46,6 +46,8 @@ HTTP = {
     ("POST", "/v1/segment"): {Scope.PUSH},
     ("POST", "/v1/streams"): {Scope.OPERATE},
     ("DELETE", "/v1/streams/none"): {Scope.OPERATE},
+    ("POST", "/v1/model/rollback"): {Scope.OPERATE},
+    ("POST", "/v1/model"): {Scope.OPERATE},
 }
 SOCKETS = {
     "/v1/stream": {Scope.PUSH},

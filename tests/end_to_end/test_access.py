@@ -52,6 +52,7 @@ def guarded(small_bundle: Path, tokens: Path) -> Iterator[Server]:
     running = start_server(
         *("--port", "0", "--bundle", str(small_bundle)),
         SURGSEG_TOKENS=str(tokens),
+        SURGSEG_BUNDLES=str(small_bundle.parent),
         SURGSEG_ORIGINS="https://theatre.example",
         SURGSEG_LOG_FORMAT="json",
         SURGSEG_LOG_LEVEL="debug",

@@ -150,8 +150,8 @@ def test_a_body_that_does_not_come_is_given_up(launch_server: Any) -> None:
     [
         ("codec=av1", "jpeg, png, h264, hevc"),
         ("codec=bmp", "jpeg, png"),
-        ("mask=tiff", "png, rle, polygons"),
-        ("mask=overlay", "png, rle, polygons"),
+        ("mask=tiff", "png, palette, rle, polygons"),
+        ("mask=overlay", "png, palette, rle, polygons"),
         ("mode=some", "latest, every"),
     ],
 )

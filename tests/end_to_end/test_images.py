@@ -120,6 +120,7 @@ def test_many_requests_at_once_each_get_their_own_mask(server: Any) -> None:
 def test_the_card_the_health_and_the_documentation_are_served(server: Any, small_bundle: Path) -> None:
     answer = httpx.get(f"{server.url}/v1/model").json()
     running = answer.pop("running")
+    assert (answer.pop("previous"), answer.pop("swapping")) == (None, None)
     assert answer == json.loads((small_bundle / "card.json").read_text())
     bundle = open_bundle(small_bundle)
     assert running["backend"] in BACKENDS

@@ -88,7 +88,8 @@ def test_the_first_message_says_what_the_stream_is(server: Any) -> None:
         assert socket.protocol.extensions == [], "no compression, although the client offers it"
     assert ready["type"] == "ready"
     assert ready["protocol_version"] == 1
-    assert ready["model"] == {"name": "small-threshold", "version": "1"}
+    fingerprint = httpx.get(f"{server.url}/v1/model").json()["running"]["fingerprint"]
+    assert ready["model"] == {"name": "small-threshold", "version": "1", "fingerprint": fingerprint}
     assert [info["name"] for info in ready["classes"]] == ["background", "instrument"]
     assert ready["input_size"] == {"height": 288, "width": 512}
     assert (ready["codec"], ready["mask"], ready["mode"]) == ("png", "rle", "every")

@@ -29,7 +29,7 @@ def plan(urls: tuple[str, ...], lost: str, count: int) -> list[tuple[str, float]
 
 
 def header(sequence: int, received: int = 0, dropped: dict[str, int] | None = None) -> MaskHeader:
-    return MaskHeader(sequence, 0, None, 8, 8, "png", {}, dropped or {}, received or sequence, 0)
+    return MaskHeader(sequence, 0, None, 8, 8, "png", {}, dropped or {}, received or sequence, 0, model="")
 
 
 def test_the_others_come_first_and_at_once_and_the_rounds_get_slower() -> None:

@@ -36,8 +36,11 @@ up: $(SECRETS)/service/tokens $(SECRETS)/grafana_password ## start the service, 
 down: ## stop those containers; what they have stored stays
 	docker compose --file deploy/compose/compose.yaml down $(ARGS)
 
+# Two processes: PyTorch's tests ended one in which OpenVINO had been opened and closed hundreds of times with a crash,
+# once (docs/caveats.md). Exit code 5 says that the words of ARGS chose nothing of that half.
 test: setup ## run every test (ARGS='-k words' to choose)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore=tests/training $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest tests/training $(ARGS) || test $$? -eq 5
 
 test-fast: setup ## run the tests that take moments and need no browser
 	$(BIN)/python -m pytest -q -m "not slow and not browser and not prometheus and not gpu" $(ARGS)

@@ -11,18 +11,14 @@ from typing import Any
 
 import pytest
 import trustme
-from playwright.sync_api import Browser, BrowserContext, Error, Playwright, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Error
 
 from service.access.scopes import Scope
 from service.access.token_file import add_token
 from service.access.tokens import Token, hash_secret, make_secret
 from tests.conftest import Server, start_server
+from tests.end_to_end.conftest import CHROMIUM
 
-CHROMIUM = Path("/usr/bin/chromium")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-quic"),
-]
 SCENE = "/?width=320&height=180&fps=10&view=full&seed=2"
 WAIT_MS = 30_000
 SECRETS = {"nurse": make_secret(), "watcher": make_secret()}
@@ -55,19 +51,6 @@ def guarded(small_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     )
     yield running
     running.stop()
-
-
-@pytest.fixture(scope="module")
-def playwright() -> Iterator[Playwright]:
-    with sync_playwright() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def browser(playwright: Playwright) -> Iterator[Browser]:
-    running = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-    yield running
-    running.close()
 
 
 @pytest.fixture

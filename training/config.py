@@ -31,12 +31,14 @@ class DataConfig(_Strict):
     `aspect` is the range of true width / height to restore pictures of unknown aspect to; empty keeps their own.
     `share` keeps that share of every video's frames, spread over the video, chosen by `share_seed`; with `share_of`
     "videos" it keeps that share of the videos whole, as patients of volumes want it. `screen` leaves out
-    frames that are not worth learning from (black, out of the body, doubles); for unlabeled data only.
+    frames that are not worth learning from (black, out of the body, doubles); for unlabeled data only. `labels` is a
+    file of masks (training/data/labels.py) that take the place of the data set's own.
     """
 
     source: str
     split: str = ""
     part: str = ""
+    labels: str = ""
     weight: Annotated[float, Field(gt=0)] = 1.0
     aspect: tuple[float, ...] = ()
     share: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -1,4 +1,4 @@
-"""The device that a process trains on: which one, how many threads, how much memory it took."""
+"""The device that a process trains on: which one, how many threads, what it is slow at, how much memory it took."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import resource
 
 import torch
+from torch import Tensor, nn
 
 from service.errors import DataError
 from training.distributed import ALONE, Processes
@@ -40,3 +41,32 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def spare_slow_kernels(network: nn.Module, device: torch.device) -> None:
+    """Let strided depthwise convolutions work in float32 on processors, where the rest is bfloat16.
+
+    The gradient of their weights takes oneDNN 10 to 100 times as long in bfloat16 (docs/results/methods.md): a sixth of
+    a training step of the edge network. Without autocast nothing changes.
+    """
+    if device.type != "cpu":
+        return
+    for module in network.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.groups == module.in_channels > 1
+            and max(module.stride) > 1
+        ):
+            _work_in_float32(module)
+
+
+def _work_in_float32(convolution: nn.Conv2d) -> None:
+    plain = convolution.forward
+
+    def forward(maps_nchw: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled("cpu"):
+            return plain(maps_nchw)
+        with torch.autocast("cpu", enabled=False):
+            return plain(maps_nchw.float()).to(torch.get_autocast_dtype("cpu"))
+
+    convolution.forward = forward  # type: ignore[method-assign]

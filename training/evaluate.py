@@ -20,9 +20,8 @@ from tqdm import tqdm
 from service.contract.geometry import FitRule, Image, Mask, fit_image, plan_fit, restore_mask
 from service.contract.model_card import ClassInfo, InputSize
 from service.errors import DataError
-from training.data import open_data
 from training.data.samples import Sample
-from training.data.splits import select_part
+from training.data.selection import open_frames
 from training.metrics import class_dices, confidence_interval, dice_and_iou, normalised_surface_distance
 from training.volume_scores import VOLUMES, VolumeCollector, VolumeEvaluation
 
@@ -198,6 +197,12 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="READER:PATH", help="for example folder:frames")
     parser.add_argument("--split", default="", help="a committed split or a JSON file; with --part")
     parser.add_argument("--part", default="test", help="the part of the split (default: test)")
+    parser.add_argument(
+        "--labels",
+        default="",
+        metavar="NAME",
+        help="a label file whose masks take the place of the data set's",
+    )
     parser.add_argument("--stride", type=int, default=1, metavar="N", help="every N-th frame (default: 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
 
@@ -227,9 +232,7 @@ def run_evaluation(
 
 def select_samples(arguments: argparse.Namespace) -> list[Sample]:
     """The frames that the options of `add_data_arguments` name. Raises DataError."""
-    samples = list(open_data(arguments.data))
-    if arguments.split:
-        samples = select_part(samples, arguments.split, arguments.part)
+    samples = open_frames(arguments.data, arguments.split, arguments.part, arguments.labels)
     if arguments.stride < 1:
         raise DataError(f"--stride {arguments.stride}.", "1 or more", "Leave it out for every frame.")
     return samples[:: arguments.stride]

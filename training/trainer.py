@@ -21,8 +21,9 @@ from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_che
 from training.config import OptimizerConfig, Recipe
 from training.data import describe_intensities
 from training.data.batches import PictureBatch, Pool, TrainingBatches, gather_batch, make_loader, open_pools
+from training.data.labels import load_labels
 from training.data.splits import hash_parts
-from training.device import choose_device, peak_memory_bytes, share_cores
+from training.device import choose_device, peak_memory_bytes, share_cores, spare_slow_kernels
 from training.distributed import ALONE, Processes
 from training.evaluate import Evaluation, evaluate_samples
 from training.method import Batch, Method, UnlabeledBatch
@@ -66,6 +67,7 @@ class Trainer:
             start_from(method, Path(recipe.init_from), quiet)
         method.prepare()
         self.method = method.to(self.device, memory_format=torch.channels_last)
+        spare_slow_kernels(self.method, self.device)
         self.optimizer = make_optimizer(self.method, recipe.optimizer)
         self.commit = read_commit()  # now: the checkout may move on while this process trains
         self.step = 0
@@ -224,7 +226,9 @@ def make_optimizer(method: Method, config: OptimizerConfig) -> torch.optim.Optim
         "adamw": torch.optim.AdamW,
         "adam": torch.optim.Adam,
     }
-    return kinds[config.name](groups, lr=config.learning_rate)
+    return kinds[config.name](
+        groups, lr=config.learning_rate, fused=True
+    )  # one pass over memory, not a dozen
 
 
 def read_commit() -> str:
@@ -284,4 +288,8 @@ def start_from(method: Method, path: Path, quiet: bool = False) -> None:
 
 def _hash_pools(training: list[Pool], unlabeled: list[Pool], validation: list[Pool]) -> str:
     parts = {"train": training, "validation": validation} | ({"unlabeled": unlabeled} if unlabeled else {})
-    return hash_parts({part: [s for pool in pools for s in pool.samples] for part, pools in parts.items()})
+    labels = {pool.config.labels for pools in parts.values() for pool in pools if pool.config.labels}
+    digests = [load_labels(name).digest for name in sorted(labels)]
+    return hash_parts(
+        {part: [s for pool in pools for s in pool.samples] for part, pools in parts.items()}, digests
+    )

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from service.contract.geometry import Image, Mask
 from service.errors import DataError
 from training.config import DataConfig, Recipe
-from training.data import open_data
 from training.data.augment import (
     change_appearance,
     draw_warp,
@@ -26,7 +25,8 @@ from training.data.augment import (
 )
 from training.data.samples import Sample
 from training.data.screening import screen
-from training.data.splits import select_part, take_share, take_videos
+from training.data.selection import open_frames
+from training.data.splits import take_share, take_videos
 from training.distributed import ALONE, Processes
 from training.schedules import progressive_scale
 
@@ -63,9 +63,7 @@ def open_pools(configs: Sequence[DataConfig], labeled: bool = True, quiet: bool 
     """
     pools = []
     for config in configs:
-        samples = list(open_data(config.source))
-        if config.split:
-            samples = select_part(samples, config.split, config.part)
+        samples = open_frames(config.source, config.split, config.part, config.labels)
         if config.share < 1:
             take = take_videos if config.share_of == "videos" else take_share
             samples = take(samples, config.share, config.share_seed)

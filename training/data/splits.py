@@ -93,9 +93,16 @@ def take_videos(samples: Sequence[Sample], share: float, seed: int) -> list[Samp
     return [sample for sample in samples if sample.video in kept]
 
 
-def hash_parts(parts: dict[str, Sequence[Sample]]) -> str:
-    """SHA-256 over the ids of every part, so that a checkpoint says exactly what it saw."""
-    listing = {part: [sample.sample_id for sample in samples] for part, samples in sorted(parts.items())}
+def hash_parts(parts: dict[str, Sequence[Sample]], labels: Sequence[str] = ()) -> str:
+    """SHA-256 over the ids of every part, so that a checkpoint says exactly what it saw.
+
+    `labels` are digests of the label files whose masks were learned from.
+    """
+    listing: dict[str, list[str]] = {
+        part: [sample.sample_id for sample in samples] for part, samples in sorted(parts.items())
+    }
+    if labels:
+        listing["labels"] = list(labels)
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
 
 

@@ -69,7 +69,8 @@ class OptimizerConfig(_Strict):
 class AugmentConfig(_Strict):
     """Ranges and probabilities of the augmentation (training/data/augment.py).
 
-    `grey` keeps the channels of every pixel equal, as scanners' pictures have them.
+    `grey` keeps the channels of every pixel equal, as scanners' pictures have them. `paste_colour` is how often pasted
+    instruments are given colours of their own first, so that none belongs to a tissue.
     """
 
     grey: bool = False
@@ -89,6 +90,7 @@ class AugmentConfig(_Strict):
     cutout: Share = 0.15
     grid_mask: Share = 0.0
     paste: Share = 0.3
+    paste_colour: Share = 0.0
 
 
 # Appearance only: an unlabeled picture is moved and scaled by [augment], once for all its views. `paste` lays a labeled

@@ -87,9 +87,16 @@ def find_origin(matrix: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 
 def paste_instruments(
-    image_hwc: Image, mask_hw: Mask, other_hwc: Image, other_mask_hw: Mask
+    image_hwc: Image,
+    mask_hw: Mask,
+    other_hwc: Image,
+    other_mask_hw: Mask,
+    config: AugmentConfig,
+    rng: Generator,
 ) -> tuple[Image, Mask]:
     """Lay another picture's foreground over this one, its edge softened by a pixel; masks unite."""
+    if config.paste_colour and rng.random() < config.paste_colour:
+        other_hwc = _change_colour(other_hwc, 0.0 if config.grey else 1.0, rng)
     weight = cv2.GaussianBlur((other_mask_hw > 0).astype(np.float32), (3, 3), 0)[:, :, None]
     mixed = image_hwc * (1 - weight) + other_hwc * weight
     return mixed.astype(np.uint8), np.where(other_mask_hw > 0, other_mask_hw, mask_hw)

@@ -197,9 +197,8 @@ class TrainingBatches(Dataset[PictureBatch | DataError]):
         config = self._recipe.augment
         image_hwc, mask_hw = self._warped(self._labeled, canvas, part, rng)
         if rng.random() < config.paste:
-            image_hwc, mask_hw = paste_instruments(
-                image_hwc, mask_hw, *self._warped(self._labeled, canvas, part, rng)
-            )
+            other = self._warped(self._labeled, canvas, part, rng)
+            image_hwc, mask_hw = paste_instruments(image_hwc, mask_hw, *other, config, rng)
         return change_appearance(image_hwc, mask_hw, config, rng)
 
     def _draw_unlabeled(
@@ -215,7 +214,7 @@ class TrainingBatches(Dataset[PictureBatch | DataError]):
         known_hw = np.zeros(canvas, np.uint8)
         if rng.random() < config.paste:
             pasted = self._warped(self._labeled, canvas, int(rng.integers(self._parts)), rng)
-            image_hwc, known_hw = paste_instruments(image_hwc, known_hw, *pasted)
+            image_hwc, known_hw = paste_instruments(image_hwc, known_hw, *pasted, config, rng)
         everything = np.ones(canvas, np.uint8)
         strong = [change_appearance(image_hwc, everything, config, rng) for _ in range(self._strong_views)]
         return [(image_hwc, known_hw), *strong], find_origin(matrix, mask_hw.shape)

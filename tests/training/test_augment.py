@@ -106,7 +106,13 @@ def test_pasting_unites_masks_and_shows_the_pasted_instrument() -> None:
     image_hwc, mask_hw = blob_picture()
     other_hwc, other_mask_hw = np.full_like(image_hwc, 50), np.zeros_like(mask_hw)
     other_mask_hw[100:118, 10:60] = 1
-    mixed, united = paste_instruments(image_hwc, mask_hw, other_hwc, other_mask_hw)
+    rng = np.random.default_rng(0)
+    mixed, united = paste_instruments(image_hwc, mask_hw, other_hwc, other_mask_hw, NEVER, rng)
     np.testing.assert_array_equal(united, mask_hw | other_mask_hw)
     assert mixed[108, 30, 0] == 50
     assert mixed[50, 90, 0] == 200
+    coloured, _ = paste_instruments(
+        image_hwc, mask_hw, other_hwc, other_mask_hw, NEVER.model_copy(update={"paste_colour": 1.0}), rng
+    )
+    assert (coloured[108, 30] != 50).any()
+    np.testing.assert_array_equal(coloured[:90], mixed[:90])

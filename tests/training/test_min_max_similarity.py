@@ -185,3 +185,25 @@ def test_every_view_can_predict_and_the_mean_is_of_the_two() -> None:
     assert method.views["first"] is method.first
     averaged = build(predict_with="second")
     assert averaged.predictor is averaged.second_average.average
+
+
+@pytest.mark.parametrize("consistency", ["squared", "cross_entropy"])
+def test_averages_may_teach_instead_and_see_the_weak_view(consistency: str) -> None:
+    method = only("consistency_weight", consistency=consistency, teachers="averages", average_decay=0.5)
+    with torch.no_grad():
+        for parameter in method.first.parameters():
+            parameter.mul_(1.1)  # so that the networks are not their averages
+    batch = make_batch(method)
+    unlabeled = batch.unlabeled
+    pictures, visible = unlabeled.strong_nchw[0], unlabeled.visible_nhw[0]
+    first = method.first(torch.cat([batch.images_nchw[:2], pictures]))[2:]
+    second = method.second(torch.cat([batch.images_nchw[2:], pictures]))[2:]
+    by_first, by_second = (average.average(unlabeled.weak_nchw).softmax(1) for average in method.averages)
+    distance = CONSISTENCIES[consistency]
+    expected = distance(first, by_second, visible) + distance(second, by_first, visible)
+    torch.testing.assert_close(method.losses(batch, 0)["consistency"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_averages_cannot_teach_where_there_are_none() -> None:
+    with pytest.raises(DataError, match="needs an average_decay"):
+        build(teachers="averages", average_decay=0.0)

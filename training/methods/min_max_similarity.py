@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from service.errors import DataError
@@ -32,9 +32,10 @@ class MinMaxSimilarityOptions(TwoNetworksOptions):
 
     `consistency` is how the two predictions of an unlabeled picture are compared. `similarity` is the norm that vectors
     are divided by, `positions` how many of a picture are compared, `symmetric` contrasts each view with the other.
-    `heads` are trained with the networks or stay as they were drawn (the paper's Algorithm 1). `unlabeled_view` is what
-    both networks see of an unlabeled picture. `labels`: the networks learn from disjoint halves of the labeled frames,
-    as in the paper, or both from all of them, of which each draws other pictures.
+    `heads` are trained with the networks or stay as they were drawn (the paper's Algorithm 1). `unlabeled_view` is
+    what both networks see of an unlabeled picture. `teachers`: each agrees with the other one on that view, as in the
+    paper, or with the average of the other's weights on the weak view. `labels`: the networks learn from disjoint
+    halves of the labeled frames, as in the paper, or both from all of them, of which each draws other pictures.
     """
 
     supervised_weight: Weight = 1.0
@@ -49,7 +50,14 @@ class MinMaxSimilarityOptions(TwoNetworksOptions):
     temperature: Annotated[float, Field(gt=0)] = 0.07
     positions: Annotated[int, Field(ge=2)] = 256
     unlabeled_view: Literal["strong", "weak"] = "strong"
+    teachers: Literal["peers", "averages"] = "peers"
     labels: Literal["disjoint", "shared"] = "disjoint"
+
+    @model_validator(mode="after")
+    def _have_teachers(self) -> Self:
+        if self.teachers == "averages" and not self.average_decay:
+            raise ValueError('teachers = "averages" needs an average_decay above 0')
+        return self
 
 
 class MinMaxSimilarity(TwoNetworks):
@@ -97,7 +105,8 @@ class MinMaxSimilarity(TwoNetworks):
         if options.min_weight:
             terms["min"] = options.min_weight * self._push_pictures_apart(labeled)
         if options.consistency_weight:
-            apart = self._compare(both_saw, visible_nhw, unlabeled.known_nhw)
+            taught = self._teach(both_saw, unlabeled)
+            apart = self._compare(both_saw, taught, visible_nhw)
             terms["consistency"] = options.consistency_weight * ramp * apart
         if options.max_weight:
             terms["max"] = options.max_weight * ramp * self._pull_views_together(both_saw)
@@ -118,11 +127,17 @@ class MinMaxSimilarity(TwoNetworks):
             return unlabeled.weak_nchw, torch.ones_like(unlabeled.visible_nhw[0])
         return unlabeled.strong_nchw[0], unlabeled.visible_nhw[0]
 
-    def _compare(self, logits: Pair, visible_nhw: Tensor, known_nhw: Tensor) -> Tensor:
-        """How far each network is from what the other says, or from what is known; the sum of both directions."""
-        first, second = (teach(maps, known_nhw) for maps in logits)
+    def _teach(self, logits: Pair, unlabeled: UnlabeledBatch) -> Pair:
+        """The probabilities that the first and the second network teach, certain where something is known."""
+        if self.options.teachers == "averages":
+            with torch.no_grad():
+                logits = [average.average(unlabeled.weak_nchw) for average in self.averages]
+        return [teach(maps_nchw, unlabeled.known_nhw) for maps_nchw in logits]
+
+    def _compare(self, logits: Pair, taught: Pair, visible_nhw: Tensor) -> Tensor:
+        """How far each network is from what the other teaches; the sum of both directions."""
         distance = CONSISTENCIES[self.options.consistency]
-        return distance(logits[0], second, visible_nhw) + distance(logits[1], first, visible_nhw)
+        return distance(logits[0], taught[1], visible_nhw) + distance(logits[1], taught[0], visible_nhw)
 
     def _push_pictures_apart(self, logits: Pair) -> Tensor:
         options = self.options

@@ -10,6 +10,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 
 BIN     := $(VENV)/bin
 SECRETS := deploy/compose/secrets
+COMPOSE := --file deploy/compose/compose.yaml $(if $(AUDIT),--file deploy/compose/audit.yaml)
 FULL    := $(VENV)/.surgseg-full
 SERVICE := $(VENV)/.surgseg-service
 PINS    := pyproject.toml constraints.txt
@@ -31,10 +32,10 @@ demo: setup-service ## serve the viewer and the shipped bundle (PORT=8000)
 	@$(BIN)/surgseg serve --port $(PORT) $(ARGS) || test $$? -eq 130
 
 up: $(SECRETS)/service/tokens $(SECRETS)/grafana_password ## start the service, Prometheus and Grafana in containers (docs/operations.md)
-	docker compose --file deploy/compose/compose.yaml up --detach --build --wait $(ARGS)
+	docker compose $(COMPOSE) up --detach --build --wait $(ARGS)
 
 down: ## stop those containers; what they have stored stays
-	docker compose --file deploy/compose/compose.yaml down $(ARGS)
+	docker compose $(COMPOSE) down $(ARGS)
 
 # Two processes: PyTorch's tests ended one in which OpenVINO had been opened and closed hundreds of times with a crash,
 # once (docs/caveats.md). Exit code 5 says that the words of ARGS chose nothing of that half.

@@ -7,7 +7,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin surgseg \
-    && install --directory --owner=10001 --group=10001 --mode=700 /var/lib/surgseg
+    && install --directory --owner=10001 --group=10001 --mode=700 /var/lib/surgseg /var/lib/surgseg/audit
 
 FROM base AS tools
 ARG UV_VERSION=0.13.9

@@ -5,7 +5,8 @@ FROM debian:bookworm-20260824-slim@sha256:88200866dfff7ea7f5cbcb6ec7c8a701889efe
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends python3 \
     && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin surgseg
+    && useradd --uid 10001 --user-group --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin surgseg \
+    && install --directory --owner=10001 --group=10001 --mode=700 /var/lib/surgseg/audit
 
 FROM base AS tools
 ARG UV_VERSION=0.13.9

@@ -1,7 +1,8 @@
-"""Renders a kustomization of the kind that deploy/kubernetes uses: resources, and lists of JSON patches."""
+"""Renders a kustomization of the kind that deploy/kubernetes uses: resources, components, and lists of JSON patches."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,18 @@ Manifest = dict[str, Any]
 
 def render(folder: Path) -> list[Manifest]:
     """The objects of a kustomization, patched. Raises ValueError where it uses anything else."""
+    return _render(folder, [])
+
+
+def add_component(manifests: list[Manifest], folder: Path) -> list[Manifest]:
+    """The objects that they are with a component: its own added, theirs patched."""
+    return _render(folder, copy.deepcopy(manifests))
+
+
+def _render(folder: Path, manifests: list[Manifest]) -> list[Manifest]:
     kustomization = read_documents(folder / "kustomization.yaml")[0]
     if unknown := kustomization.keys() - {"apiVersion", "kind", "resources", "patches"}:
         raise ValueError(f"{folder}: {min(unknown)} is not rendered here")
-    manifests: list[Manifest] = []
     for name in kustomization["resources"]:
         path = folder / name
         manifests += render(path) if path.is_dir() else read_documents(path)

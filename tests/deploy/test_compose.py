@@ -166,3 +166,21 @@ def test_only_settings_that_the_service_has_are_passed_on() -> None:
     assert passed <= known
     grace_s = int(OURS["service"]["stop_grace_period"].removesuffix("s"))
     assert grace_s >= Settings(_env_file=None).drain_timeout_s + 5
+
+
+def test_the_audit_record_lies_in_a_volume_that_its_service_may_write_to() -> None:
+    with_audit = yaml.safe_load((FOLDER / "audit.yaml").read_text())
+    assert check_schema(FOLDER / "audit.yaml").returncode == 0
+    assert set(with_audit["services"]) == set(OURS)
+    for name, service in with_audit["services"].items():
+        ((volume, inside),) = [each.split(":") for each in service["volumes"]]
+        assert volume in with_audit["volumes"]
+        assert service["environment"]["SURGSEG_AUDIT"] == inside
+        known = {f"SURGSEG_{field.upper()}" for field in Settings.model_fields}
+        assert set(service["environment"]) <= known
+        # a new volume takes over the owner of the folder that the image has in its place
+        dockerfile = (FOLDER.parents[1] / OURS[name]["build"]["dockerfile"]).read_text()
+        user = OURS[name]["user"].partition(":")[0]
+        assert re.search(rf"install --directory --owner={user} .*{inside}$", dockerfile, re.MULTILINE)
+    makefile = (REPOSITORY / "Makefile").read_text()
+    assert "$(if $(AUDIT),--file deploy/compose/audit.yaml)" in makefile

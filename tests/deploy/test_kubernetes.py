@@ -22,7 +22,7 @@ from service.server import STOP_TIMEOUT_S
 from service.settings import Settings
 from service.telemetry import Telemetry
 from tests.conftest import REPOSITORY
-from tests.deploy.kustomize import Manifest, read_documents, render
+from tests.deploy.kustomize import Manifest, add_component, read_documents, render
 
 FOLDER = REPOSITORY / "deploy" / "kubernetes"
 OVERLAYS = {"cpu": "service.Dockerfile", "gpu": "service-gpu.Dockerfile"}
@@ -163,6 +163,27 @@ def test_each_pod_of_the_gpu_overlay_has_one_gpu_and_its_engine_first() -> None:
     (volume,) = re.findall(r'"(.+?)"', final_value("VOLUME", "gpu"))
     for each in (builds, serves):
         assert {"name": "engines", "mountPath": volume} in each["volumeMounts"]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_with_the_audit_record_each_pod_writes_below_its_own_name(overlay: str, version: str) -> None:
+    plain = render(FOLDER / overlay)
+    manifests = {each["kind"]: each for each in add_component(plain, FOLDER / "audit")}
+    assert {kind: faults(each, version) for kind, each in manifests.items()} == dict.fromkeys(manifests, "")
+    pod = manifests["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (mount,) = [each for each in container["volumeMounts"] if each["name"] == "audit"]
+    values = {each["name"]: each.get("value", each.get("valueFrom")) for each in container["env"]}
+    assert mount["subPathExpr"] == "$(POD_NAME)"
+    assert values["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+    assert Path(values["SURGSEG_AUDIT"]).parent == Path(mount["mountPath"])
+    (volume,) = [each for each in pod["volumes"] if each["name"] == "audit"]
+    claim = manifests["PersistentVolumeClaim"]
+    assert volume["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert {name.removeprefix("SURGSEG_").lower() for name in values if name.startswith("SURGSEG_")} <= set(
+        Settings.model_fields
+    )
 
 
 def test_pods_of_the_cpu_overlay_have_whole_cores_to_plan_with() -> None:

@@ -135,7 +135,7 @@ def test_the_bundle_that_ships_can_be_started_from(
     assert main(arguments_for(site, "--start", str(DEFAULT_BUNDLE))) == 2
     printed = capsys.readouterr()
     assert "MB left" in printed.err
-    assert "start      surgseg-edge 0.2.0" in printed.out
+    assert "start      surgseg-edge 0.3.0" in printed.out
     started = load_checkpoint(site / "bundle-work" / STARTED)
     assert started.recipe.input_size == open_bundle(DEFAULT_BUNDLE).card.input_size
     assert f"Dice {started.validation_dice:.3f} on the held-out frames" in printed.out

@@ -11,6 +11,7 @@ PYTHON ?= $(shell for name in python3.11 python3.12 python3.13 python3.14 python
 BIN     := $(VENV)/bin
 SECRETS := deploy/compose/secrets
 COMPOSE := --file deploy/compose/compose.yaml $(if $(AUDIT),--file deploy/compose/audit.yaml)
+SIDE_BY_SIDE := -n $(shell nproc 2>/dev/null || echo 2) --dist loadfile
 FULL    := $(VENV)/.surgseg-full
 SERVICE := $(VENV)/.surgseg-service
 PINS    := pyproject.toml constraints.txt
@@ -37,11 +38,13 @@ up: $(SECRETS)/service/tokens $(SECRETS)/grafana_password ## start the service, 
 down: ## stop those containers; what they have stored stays
 	docker compose $(COMPOSE) down $(ARGS)
 
-# Two processes: PyTorch's tests ended one in which OpenVINO had been opened and closed hundreds of times with a crash,
-# once (docs/caveats.md). Exit code 5 says that the words of ARGS chose nothing of that half.
+# The service's tests run one after the other, because they start servers and wait for clocks; the others side by side, a
+# process to a core. PyTorch's have processes of their own: one in which OpenVINO had been opened hundreds of times before
+# them ended with a crash, once (docs/caveats.md). Exit code 5 says that the words of ARGS chose nothing of that part.
 test: setup ## run every test (ARGS='-k words' to choose)
-	$(BIN)/python -m pytest --ignore=tests/training $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest tests/training $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest --ignore=tests/training --ignore=tests/model_export $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/model_export $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/training $(ARGS) || test $$? -eq 5
 
 test-fast: setup ## run the tests that take moments and need no browser
 	$(BIN)/python -m pytest -q -m "not slow and not browser and not prometheus and not gpu" $(ARGS)

@@ -27,6 +27,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 READY_LINE = re.compile(r"surgseg is ready at (https?://\S+:\d+)/")
 
 
+def pytest_configure() -> None:
+    """Give each of several test processes a core of its own: PyTorch's threads wait for each other by spinning."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data beside the checkout; skips where it is absent."""

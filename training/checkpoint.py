@@ -178,3 +178,15 @@ def _explain(error: Exception) -> str:
     if str(error).startswith("Weights only load failed"):
         return "it holds something other than weights and plain values"
     return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+
+
+def start_from(method: Method, path: Path, quiet: bool = False) -> None:
+    """Copy the predictor of a checkpoint into every network of a method, where names and shapes agree."""
+    weights = load_checkpoint(path).build_predictor().state_dict()
+    matched = method.start_from(weights)
+    if not matched:
+        raise DataError(
+            f"No weight of {path} fits this network.", "a checkpoint of the same network", "Check init_from."
+        )
+    if not quiet:
+        print(f"{matched} of {len(weights)} tensors start from {path}")

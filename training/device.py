@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
+import sys
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from service.errors import DataError
 from training.distributed import ALONE, Processes
+
+Precision = Literal["float32", "bfloat16"]
 
 
 def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
@@ -34,6 +39,26 @@ def choose_device(name: str, processes: Processes = ALONE) -> torch.device:
 def share_cores(processes: Processes) -> None:
     """Use all cores of the machine, each process its share; torch's own default leaves hyper-threads idle."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes.local_count))
+
+
+def choose_precision(wanted: Precision, device: torch.device, quiet: bool = True) -> Precision:
+    """bfloat16 where the device computes it, else float32, and says so unless `quiet`.
+
+    A processor that only imitates it took six times as long for a step (docs/training.md).
+    """
+    if wanted == "float32" or _computes_bfloat16(device):
+        return wanted
+    if not quiet:
+        print(f"precision: float32, because this {device.type} does not compute {wanted}", file=sys.stderr)
+    return "float32"
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine() in ("x86_64", "AMD64"):  # with AVX-512 alone, oneDNN takes it and imitates it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -22,7 +22,7 @@ import torch
 from service.errors import DataError
 from training.config import Recipe
 from training.data.batches import open_pools
-from training.device import choose_device, peak_memory_bytes, share_cores
+from training.device import choose_device, choose_precision, peak_memory_bytes, share_cores
 from training.distributed import ALONE
 from training.throughput_reference import ReleasedLoop
 from training.trainer import Trainer, open_unlabeled
@@ -80,7 +80,11 @@ def measure(recipe: Recipe, steps: int, rounds: int, warmup: int) -> dict[str, A
             f'Use --set method.name="{METHOD}".',
         )
     # every step at full size: smaller pictures at the start would flatter us
-    changes = {"progressive": (), "steps": rounds * (steps + warmup)}
+    changes = {
+        "progressive": (),
+        "steps": rounds * (steps + warmup),
+        "precision": choose_precision(recipe.precision, choose_device(recipe.device)),
+    }
     recipe = recipe.model_copy(update=changes)
     turns: dict[str, list[Turn]] = {name: [] for name in LOOPS}
     with ExitStack() as stack:

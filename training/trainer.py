@@ -17,13 +17,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from service.errors import DataError
-from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, normalise, save_checkpoint, start_from
 from training.config import OptimizerConfig, Recipe
 from training.data import describe_intensities
 from training.data.batches import PictureBatch, Pool, TrainingBatches, gather_batch, make_loader, open_pools
 from training.data.labels import load_labels
 from training.data.splits import hash_parts
-from training.device import choose_device, peak_memory_bytes, share_cores, spare_slow_kernels
+from training.device import (
+    choose_device,
+    choose_precision,
+    peak_memory_bytes,
+    share_cores,
+    spare_slow_kernels,
+)
 from training.distributed import ALONE, Processes
 from training.evaluate import Evaluation, evaluate_samples
 from training.method import Batch, Method, UnlabeledBatch
@@ -57,6 +63,7 @@ class Trainer:
         self.device = choose_device(recipe.device, processes)
         share_cores(processes)
         quiet = not processes.is_first
+        self.precision = choose_precision(recipe.precision, self.device, quiet)
         self.training_pools = open_pools(recipe.labeled, quiet=quiet)
         self.validation_pools = open_pools(recipe.validation, quiet=quiet)
         torch.manual_seed(recipe.seed)
@@ -200,7 +207,7 @@ class Trainer:
         )
 
     def _autocast(self) -> torch.autocast:
-        enabled = self.recipe.precision == "bfloat16"
+        enabled = self.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _checkpoint(self, dice: float) -> Checkpoint:
@@ -272,18 +279,6 @@ def open_unlabeled(recipe: Recipe, quiet: bool = False) -> list[Pool]:
             'Add one, or use method.name = "supervised".',
         )
     return open_pools(recipe.unlabeled, labeled=False, quiet=quiet)
-
-
-def start_from(method: Method, path: Path, quiet: bool = False) -> None:
-    """Copy the predictor of a checkpoint into every network of a method, where names and shapes agree."""
-    weights = load_checkpoint(path).build_predictor().state_dict()
-    matched = method.start_from(weights)
-    if not matched:
-        raise DataError(
-            f"No weight of {path} fits this network.", "a checkpoint of the same network", "Check init_from."
-        )
-    if not quiet:
-        print(f"{matched} of {len(weights)} tensors start from {path}")
 
 
 def _hash_pools(training: list[Pool], unlabeled: list[Pool], validation: list[Pool]) -> str:

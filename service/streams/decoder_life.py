@@ -19,7 +19,9 @@ from service.streams.decoder import Decoder
 from service.streams.decoder_messages import ENDED, FAILED, JOB, Event, Job
 
 _NICENESS = 10  # frames that are decoded go first where the processor is short: more would only be superseded
-_STACK_BYTES = 2 * 2**20  # of each thread: Linux's own 8 MiB would count against the memory that a decoder may have
+_STACK_BYTES = (
+    2 * 2**20
+)  # of each thread: Linux's own 8 MiB would count against the memory that a decoder may have
 _PR_SET_PDEATHSIG = 1
 
 

@@ -1,14 +1,16 @@
-"""What processors are slow at is done another way, with the same result."""
+"""What processors are slow at is done another way, with the same result or in another precision."""
 
 from __future__ import annotations
 
 import copy
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from training.device import spare_slow_kernels
+from training.device import choose_precision, spare_slow_kernels
 
 
 def run(
@@ -56,3 +58,25 @@ def test_a_spared_network_has_the_same_weights_by_the_same_names() -> None:
     names = list(network.state_dict())
     spare_slow_kernels(network, torch.device("cpu"))
     assert list(network.state_dict()) == names
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="reads the flags of an x86 processor")
+def test_bfloat16_is_for_processors_that_compute_it(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    computes = "avx512_bf16" in flags or "amx_tile" in flags
+    processor = torch.device("cpu")
+    assert choose_precision("bfloat16", processor, quiet=False) == ("bfloat16" if computes else "float32")
+    assert ("does not compute bfloat16" in capsys.readouterr().err) is not computes
+
+
+@pytest.mark.parametrize("computes", [False, True])
+def test_another_precision_is_told_unless_quiet(
+    computes: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("training.device._computes_bfloat16", lambda device: computes)
+    processor = torch.device("cpu")
+    assert choose_precision("float32", processor, quiet=False) == "float32"
+    assert choose_precision("bfloat16", processor) == ("bfloat16" if computes else "float32")
+    assert capsys.readouterr().err == ""
+    choose_precision("bfloat16", processor, quiet=False)
+    assert bool(capsys.readouterr().err) is not computes

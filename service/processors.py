@@ -7,9 +7,6 @@ import platform
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
-
-Result = TypeVar("Result")
 
 
 def available_cores() -> int:
@@ -26,19 +23,19 @@ def list_cores() -> list[int]:
     return list(first.values())
 
 
-def run_idle(work: Callable[[], Result]) -> Result:
-    """Do work in a thread that gives way to all others, where the system has such; gives and raises what it does.
+def run_idle(work: Callable[[], None]) -> None:
+    """Do work in a thread that gives way to all others, where the system has such; blocks, and raises what it raises.
 
     A thread cannot take that back without privileges, so it is one of its own; threads that it starts are as it is.
     """
 
-    def run() -> Result:
+    def run() -> None:
         if hasattr(os, "SCHED_IDLE"):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        return work()
+        work()
 
     with ThreadPoolExecutor(1, "surgseg-idle") as thread:
-        return thread.submit(run).result()
+        thread.submit(run).result()
 
 
 def computes_int8() -> bool:

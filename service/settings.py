@@ -72,9 +72,6 @@ class Settings(BaseSettings):
     decoder_behind_s: PositiveSeconds = Field(
         0.06, description="how late a live decoder may be before it skips"
     )
-    decoder_proof_s: Annotated[float, Field(ge=0)] = Field(
-        3.0, description="how long a live bitstream must be sound before its decoder gets an equal share"
-    )
     decoder_hang_s: PositiveSeconds = Field(3.0, description="how long a decoder may be silent over its work")
     decoder_restarts: Positive = Field(5, description="failures in a row that end a stream")
     stall_s: PositiveSeconds = Field(5.0, description="silence after which a pulled stream is opened again")

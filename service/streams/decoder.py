@@ -7,7 +7,10 @@ killed at any moment: nothing is lost but the frames it held.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
+import signal
 import threading
 import time
 from multiprocessing.connection import Connection
@@ -21,12 +24,15 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from service.contract.model_card import InputSize
-from service.contract.video import fit_frame
+from service.contract.video import describe_av_error, fit_frame
+from service.errors import StreamError
 from service.frames import DropReason
-from service.processors import run_idle
 from service.streams.backlog import Backlog, Unit
 from service.streams.canvases import Canvases
 from service.streams.decoder_messages import (
+    ENDED,
+    FAILED,
+    JOB,
     OPENED,
     RELEASE,
     TAKEN,
@@ -39,8 +45,9 @@ from service.streams.decoder_messages import (
     unpack_unit,
 )
 from service.streams.decoder_sources import PulledSource, open_source
-from service.streams.standing import Standing
 
+_NICENESS = 10  # frames that are decoded go first where the processor is short: more would only be superseded
+_PR_SET_PDEATHSIG = 1
 _MOST_WAITING = 16  # packets of a file that lie ready for the decoder
 _LONGEST_SILENCE_S = 1.0
 _MOST_REORDERED = (
@@ -66,7 +73,6 @@ class Decoder:
         self._failure: Exception | None = None
         self._waits_for_key: DropReason | None = None
         self._known = job.skip
-        self._standing = Standing(job.proof_s, time.monotonic())
 
     def listen(self) -> None:
         """Take what the service sends, in a thread of its own; its silence ends the process."""
@@ -127,59 +133,28 @@ class Decoder:
                 self._changed.notify_all()
 
     def _decode_all(self, context: VideoCodecContext) -> None:
-        """Decode the units that come, to the end of the source.
-
-        While the stream has not proven itself that is done in a thread that gives way to everything else: new and
-        broken streams get what the sound ones leave. A thread cannot take that back, so the main one goes on then.
-        """
-        if not context.is_open:
-            context.open()  # now, or FFmpeg's own threads would be born in such a thread
+        """Decode the units that come, to the end of the source."""
         arrivals: dict[int, tuple[float, float | None]] = {}
-        goes_on = True
-        while goes_on:
-            if self._is_proven():
-                goes_on = self._decode_while(True, context, arrivals)
-            else:
-                goes_on = run_idle(lambda: self._decode_while(False, context, arrivals))
-        self._decode(context, None, 0, arrivals)
-        self._drop(DropReason.UNDECODABLE, list(arrivals))
-
-    def _is_proven(self) -> bool:
-        return self._standing.is_proven(time.monotonic())
-
-    def _decode_while(
-        self, is_proven: bool, context: VideoCodecContext, arrivals: dict[int, tuple[float, float | None]]
-    ) -> bool:
-        """Decode units while the stream's standing is that; False at the end of the source."""
-        while self._is_proven() == is_proven:
-            unit = self._take()
-            if unit is None:
-                return False
-            self._decode_unit(unit, context, arrivals)
-        return True
-
-    def _decode_unit(
-        self, unit: Unit, context: VideoCodecContext, arrivals: dict[int, tuple[float, float | None]]
-    ) -> None:
-        if self._waits_for_key is not None and not unit.is_key:
-            self._drop(self._waits_for_key, [unit.sequence])
-            return
-        self._waits_for_key = None
-        packet, pts_s = (Packet(unit.payload), None) if self._job.codec else unit.payload
-        packet.pts, packet.dts = unit.sequence, None
-        if not packet.is_discard:  # a file's own word that the picture is not to be shown
-            arrivals[unit.sequence] = unit.arrived_at, pts_s
-        is_intact = self._decode(context, packet, unit.sequence, arrivals)
-        self._say(Event(TAKEN, {"sequence": unit.sequence}))
-        if not is_intact:
-            self._standing.note_damage(time.monotonic())
-            if self._job.is_file:
+        while (unit := self._take()) is not None:
+            if self._waits_for_key is not None and not unit.is_key:
+                self._drop(self._waits_for_key, [unit.sequence])
+                continue
+            self._waits_for_key = None
+            packet, pts_s = (Packet(unit.payload), None) if self._job.codec else unit.payload
+            packet.pts, packet.dts = unit.sequence, None
+            if not packet.is_discard:  # a file's own word that the picture is not to be shown
+                arrivals[unit.sequence] = unit.arrived_at, pts_s
+            is_intact = self._decode(context, packet, unit.sequence, arrivals)
+            self._say(Event(TAKEN, {"sequence": unit.sequence}))
+            if not is_intact and self._job.is_file:
                 context.flush_buffers()  # what follows refers to what is lost, as in decode_intact
                 self._waits_for_key = DropReason.UNDECODABLE
-        lost = [sequence for sequence in arrivals if sequence < unit.sequence - _MOST_REORDERED]
-        for sequence in lost:
-            del arrivals[sequence]
-        self._drop(DropReason.UNDECODABLE, lost)
+            lost = [sequence for sequence in arrivals if sequence < unit.sequence - _MOST_REORDERED]
+            for sequence in lost:
+                del arrivals[sequence]
+            self._drop(DropReason.UNDECODABLE, lost)
+        self._decode(context, None, 0, arrivals)
+        self._drop(DropReason.UNDECODABLE, list(arrivals))
 
     def _decode(
         self,
@@ -277,3 +252,48 @@ def open_codec(codec: str) -> VideoCodecContext:
     context = cast(VideoCodecContext, CodecContext.create(codec, "r"))
     context.thread_type = ThreadType.SLICE
     return context
+
+
+def main(parent: int, connection_fd: int, memory_fd: int) -> None:
+    """Wait for the job and do it, in a process that `parent` forked. Gives up when the service does."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could take us with it
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_NICENESS)
+    connection = Connection(connection_fd)
+    try:
+        message = connection.recv_bytes()
+    except (EOFError, OSError):
+        return
+    if message[:1] != JOB:
+        return
+    job = Job.unpack(message)
+    _limit_memory(job.memory_bytes)
+    size = InputSize(height=job.input_height, width=job.input_width)
+    decoder = Decoder(connection, Canvases(memory_fd, job.slots, size), job)
+    threading.Thread(target=decoder.listen, daemon=True).start()
+    try:
+        decoder.run()
+        connection.send_bytes(Event(ENDED, {}).pack())
+    except (av.error.FFmpegError, MemoryError, ValueError, StreamError) as error:
+        # what is in a file does not change, so what it cannot do now it will never do
+        failed = Event(FAILED, {"found": _explain(error), "is_final": job.is_file})
+        connection.send_bytes(failed.pack())
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, StreamError):
+        return error.found
+    if isinstance(error, MemoryError):
+        return "It needs more memory than it may have."
+    if isinstance(error, av.error.FFmpegError):
+        return f"FFmpeg cannot go on ({describe_av_error(error)})."
+    return str(error)
+
+
+def _limit_memory(allowed_bytes: int) -> None:
+    """From now on the process may allocate `allowed_bytes` more than it holds."""
+    pages = int(open("/proc/self/statm", encoding="ascii").read().split()[0])  # noqa: SIM115, PTH123 - one read
+    limit = pages * resource.getpagesize() + allowed_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

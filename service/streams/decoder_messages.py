@@ -31,7 +31,6 @@ class Job:
 
     `codec` names a bitstream whose units come as messages; otherwise the decoder opens `url` with `options`. A live job
     keeps up with its source: `behind_s` is how late it may be before it skips to a key frame; None decodes everything.
-    Until it has been sound for `proof_s` it is decoded with what other streams leave of the processor.
     `is_file` reads a local file, `is_paced` at the speed of its clock, `is_looped` over and over; the first `skip`
     units of it were accounted for by a decoder before this one. `memory_bytes` is what it may allocate.
     """
@@ -43,7 +42,6 @@ class Job:
     memory_bytes: int
     slots: int
     behind_s: float | None = None
-    proof_s: float = 0.0
     codec: str = ""
     url: str = ""
     options: dict[str, str] | None = None

@@ -22,7 +22,6 @@ class DecoderTerms:
     stall_s: float
     restarts: int
     reconnect_s: float
-    proof_s: float
     slots: int = 4
 
     @classmethod
@@ -37,7 +36,6 @@ class DecoderTerms:
             stall_s=settings.stall_s,
             restarts=settings.decoder_restarts,
             reconnect_s=settings.reconnect_s,
-            proof_s=settings.decoder_proof_s,
         )
 
     def plan_job(self, fit_rule: FitRule, *, is_lossless: bool) -> Job:
@@ -50,5 +48,4 @@ class DecoderTerms:
             memory_bytes=self.memory_bytes,
             slots=self.slots,
             behind_s=None if is_lossless else self.behind_s,
-            proof_s=0.0 if is_lossless else self.proof_s,
         )

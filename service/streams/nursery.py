@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 
-from service.streams import decoder_life
+from service.streams import decoder
 
 BORN, DIED = b"B", b"D"
 LIFE = struct.Struct(">cIi")  # what happened, to which process, with which wait status
@@ -68,7 +68,7 @@ def _live(service: socket.socket, siblings: list[int], parent: int, descriptors:
         service.close()
         for sibling in siblings:
             os.close(sibling)
-        decoder_life.main(parent, *descriptors)
+        decoder.main(parent, *descriptors)
         code = 0
     except BaseException:  # noqa: BLE001 - whatever it was, the nursery's own code must not go on in the child
         sys.excepthook(*sys.exc_info())

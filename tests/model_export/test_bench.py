@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,9 @@ def test_a_runtime_that_is_not_installed_is_named(
     assert {name for name, _ in runtimes} == {"onnxruntime-cpu"}
     said = capsys.readouterr().err
     assert "left out: The library of the openvino backend is not installed" in said
-    assert "left out: onnxruntime-cpu in int8: the bundle has no graph in int8" in said
+    assert re.search(
+        "left out: onnxruntime-cpu in int8: (the bundle has no graph|this processor has no dot product)", said
+    )
 
 
 @pytest.mark.parametrize(

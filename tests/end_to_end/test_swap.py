@@ -107,8 +107,12 @@ class LiveClient:
         self.heard.append((header["model"], int(mask_hw[0, 0])))
         self.answered += 1
 
-    def finish(self) -> None:
+    def finish(self, told: int) -> None:
+        """Stop when that many events have come, which a slow reader finds behind the masks before them."""
+        gives_up_at = time.monotonic() + WAIT_S
         self.is_over.set()
+        while sum(isinstance(each, dict) for each in self.heard) < told and time.monotonic() < gives_up_at:
+            time.sleep(0.02)
         self._threads[0].join(WAIT_S)
         self._opened.close()
         self._threads[1].join(WAIT_S)
@@ -156,7 +160,7 @@ def test_no_stream_closes_and_no_mask_is_of_the_model_before_the_notice(
         time.sleep(0.5)
     accounts = {each["id"]: each for each in httpx.get(f"{swapper.url}/v1/streams").json()}
     for client in clients:
-        client.finish()
+        client.finish(told=3)
         check_story(client.heard, [one, three, one])
         assert client.answered > 20
         account = accounts[client.heard[0]["stream"]]
@@ -182,7 +186,7 @@ def test_a_bundle_that_is_no_good_changes_nothing(
     before = httpx.get(f"{swapper.url}/v1/model").json()
     client = LiveClient(swapper, "mode=latest", [JPEG])
     answer = order(swapper, bundle)
-    client.finish()
+    client.finish(told=1)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert reason in answer.json()["detail"]
     assert httpx.get(f"{swapper.url}/v1/model").json() == before

@@ -20,6 +20,10 @@ from service.processors import available_cores, list_cores
 from tests.conftest import expected_confidence
 from tests.service.runtimes import ON_PROCESSORS, RUN_HERE, RUNTIMES
 
+NO_INT8 = (
+    "the bundle has no graph in int8|this processor has no dot product of bytes"  # whichever is found first
+)
+
 
 @pytest.fixture(scope="module")
 def bundle(small_bundle: Path) -> Bundle:
@@ -152,7 +156,7 @@ def test_auto_takes_the_first_that_runs_here_and_says_why_not_another(
     ]
     assert taken == runs
     assert f"auto passes over {taken[0][0]} in {taken[0][1]}: too old" in caplog.text
-    assert "auto passes over openvino in int8: the bundle has no graph in int8" in caplog.text
+    assert re.search(f"auto passes over openvino in int8: ({NO_INT8})", caplog.text)
     assert f"auto takes {taken[0][0]} in {taken[0][1]}" in caplog.text
 
 
@@ -161,7 +165,7 @@ def test_auto_takes_the_fastest_at_the_precision_that_is_asked_for(bundle: Bundl
     fastest = next(name for name, precision in AUTO_ORDER if precision == "float32" and name in RUNTIMES)
     assert (opened.name, opened.precision) == (fastest, "float32")
     opened.close()
-    with pytest.raises(BackendError, match=r"openvino in int8: the bundle has no graph in int8"):
+    with pytest.raises(BackendError, match=f"openvino in int8: ({NO_INT8})"):
         open_backend("auto", bundle, threads=1, precision="int8")
     with pytest.raises(BackendError, match=r"onnxruntime-cuda in float16: (it is not|the|there)"):
         open_backend("auto", bundle, threads=1, precision="float16")

@@ -33,6 +33,7 @@ from service.streams.decoder_messages import (
     ENDED,
     FAILED,
     JOB,
+    LAST,
     OPENED,
     RELEASE,
     TAKEN,
@@ -69,7 +70,7 @@ class Decoder:
         self._reformatter = VideoReformatter()
         self._used_s = time.process_time()
         self._pulled = 0  # units read from a source that the decoder opened itself
-        self._is_over = False  # that source gives no more
+        self._is_over = False  # no more units come
         self._failure: Exception | None = None
         self._waits_for_key: DropReason | None = None
         self._known = job.skip
@@ -85,6 +86,8 @@ class Decoder:
                         self._backlog.add(Unit(sequence, arrived_at, is_key, data))
                     elif message[:1] == RELEASE:
                         self._free.add(unpack_release(message))
+                    elif message[:1] == LAST:
+                        self._is_over = True
                     self._changed.notify_all()
         except (EOFError, OSError):
             os._exit(0)
@@ -93,6 +96,7 @@ class Decoder:
         """Do the job until the process is ended or the source is at its end. Raises what makes it impossible."""
         if self._job.codec:
             self._decode_all(open_codec(self._job.codec))
+            return
         while True:
             with open_source(self._job) as source:
                 self._say(Event(OPENED, {"codec": source.codec}))
@@ -176,7 +180,7 @@ class Decoder:
         return not any(frame.is_corrupt for frame in frames)
 
     def _take(self) -> Unit | None:
-        """The next unit to decode; waits for it. None at the end of a source."""
+        """The next unit to decode; waits for it. None at the end of a source, or of what is pushed."""
         with self._changed:
             while True:
                 unit, given_up = self._backlog.take(time.monotonic())

@@ -45,7 +45,7 @@ from service.mask_socket import connect_ready
 from service.mask_stream import MaskStream
 from service.replicas import is_passing, order_addresses
 from service.route import Route
-from service.wire import Codec, Mode, encode_picture
+from service.wire import Codec, Mode, Shutdown, encode_picture
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 
@@ -172,7 +172,8 @@ class Client:
         answers may lie unread (see MaskStream). `on_event` is called in the receiving thread with each
         `notice`, `error` and `closing` event, and must not raise; without it they are logged.
         """
-        query = urlencode({"codec": codec, "mask": mask, "mode": mode, **terms})
+        shutdown: Shutdown = "move" if max_gap_s else "close"
+        query = urlencode({"codec": codec, "mask": mask, "mode": mode, "shutdown": shutdown, **terms})
         route = Route(
             self._stream_urls,
             f"/v1/stream?{query}",

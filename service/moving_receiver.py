@@ -134,7 +134,7 @@ class MovingReceiver(MaskReceiver):
             return self._changed.wait_for(lambda: self._has_to_leave(handover), pause_s)
 
     def _switch(self) -> ClientConnection | None:
-        """Push to the next connection from now on, if there is one; gives the one that gets END. Both locks are held."""
+        """Push to the next connection from now on, if there is one; gives who gets END. Both locks are held."""
         handover = self._handover
         if handover is None or handover.opened is None or handover.has_switched:
             return None

@@ -80,8 +80,9 @@ class MovingReceiver(MaskReceiver):
             if isinstance(event.get("sequence"), int):
                 event["sequence"] = self._frames.settle(event["sequence"])
                 self._changed.notify_all()
-            if event["type"] == "closing" and isinstance(event.get("dropped"), dict):
-                self._frames.account(event["dropped"], int(event.get("skipped") or 0))
+            dropped, skipped = event.get("dropped"), event.get("skipped")
+            if event["type"] == "closing" and isinstance(dropped, dict) and isinstance(skipped, int):
+                self._frames.account(dropped, skipped)
             has_to_move = event["type"] == "leaving" and self._route.max_gap_s > 0 and self._handover is None
             if has_to_move:
                 self._handover = Handover.begin(event)

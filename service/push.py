@@ -237,7 +237,7 @@ def _connect(arguments: argparse.Namespace) -> Client:
 
 
 def _check_order(path: Path, codec: str, mode: Mode) -> None:
-    """Nothing on the wire says that a bitstream is over, so its decoder would keep the last reordered pictures."""
+    """Answers are awaited before the stream is ended, so its decoder would keep the last reordered pictures."""
     with VideoUnits(path, codec) as video:
         if mode == "every" and video.is_reordered:
             raise InvalidRequestError(

@@ -51,9 +51,7 @@ _NICENESS = 10  # frames that are decoded go first where the processor is short:
 _PR_SET_PDEATHSIG = 1
 _MOST_WAITING = 16  # packets of a file that lie ready for the decoder
 _LONGEST_SILENCE_S = 1.0
-_MOST_REORDERED = (
-    32  # frames that a stream may hold back: no profile allows more than 16, and fields count twice
-)
+_MOST_REORDERED = 32  # frames held back: no profile allows more than 16, and fields count twice
 
 
 class Decoder:

@@ -84,8 +84,7 @@ class Decoder:
                         self._backlog.add(Unit(sequence, arrived_at, is_key, data))
                     elif message[:1] == RELEASE:
                         self._free.add(unpack_release(message))
-                    elif message[:1] == LAST:
-                        self._is_over = True
+                    self._is_over |= message[:1] == LAST
                     self._changed.notify_all()
         except (EOFError, OSError):
             os._exit(0)

@@ -43,11 +43,13 @@ def test_with_nowhere_to_go_it_is_served_for_half_the_time_and_then_has_a_gap(la
     assert [gap.url for gap in pusher.stream.gaps] == [""]
 
 
-@pytest.mark.parametrize("mode", ["latest", "every"])
-def test_a_replica_that_dies_while_it_hands_over_costs_a_gap(pair: list[Server], mode: Any) -> None:
-    """Held still, it hears neither that the stream has gone on elsewhere nor answers; then it is killed."""
+@pytest.mark.parametrize(("mode", "is_killed"), [("latest", True), ("every", True), ("latest", False)])
+def test_a_replica_that_dies_while_it_hands_over_costs_a_gap(
+    pair: list[Server], mode: Any, is_killed: bool
+) -> None:
+    """Held still, it hears neither that the stream has gone on elsewhere nor answers; then it is killed, or not."""
     with Client([server.url for server in pair]) as client:
-        pusher = Pusher(client.stream(mode=mode, max_gap_s=20), frames_of("jpeg"))
+        pusher = Pusher(client.stream(mode=mode, max_gap_s=20 if is_killed else 6), frames_of("jpeg"))
         pusher.start()
         wait_until(lambda: len(pusher.answers) > 5)
         opener = pusher.stream._route.open_elsewhere
@@ -65,11 +67,13 @@ def test_a_replica_that_dies_while_it_hands_over_costs_a_gap(pair: list[Server],
         wait_until(lambda: pusher.pushed > pushed + 3)
         may_open.set()
         wait_until(lambda: pusher.stream._handover and pusher.stream._handover.has_switched)
-        pushed = pusher.pushed
-        wait_until(lambda: pusher.pushed > pushed + 3)
-        pair[0].process.kill()
+        split_at = pusher.stream._frames._split_at or 0
+        wait_until(lambda: pusher.pushed > split_at + 3)
+        if is_killed:
+            pair[0].process.kill()
         wait_until(lambda: pusher.stream.gaps)
         pusher.end()
+        pair[0].process.kill()
     (gap,) = pusher.stream.gaps
     stamps = [message.captured_at_us for message in pusher.answers]
     assert stamps == sorted(set(stamps)) == [message.sequence for message in pusher.answers]
@@ -79,6 +83,7 @@ def test_a_replica_that_dies_while_it_hands_over_costs_a_gap(pair: list[Server],
     else:
         assert gap.loss.sequences is not None
         assert gap.loss.frames >= 3 and lost >= set(range(gap.loss.sequences[0], gap.loss.sequences[1] + 1))
+        assert gap.loss.sequences[1] == split_at, "what went to the next replica is answered there"
 
 
 def test_a_key_frame_that_comes_too_late_costs_a_gap(launch_server: Launch, monkeypatch: Any) -> None:

@@ -45,7 +45,7 @@ from service.mask_socket import connect_ready
 from service.mask_stream import MaskStream
 from service.replicas import is_passing, order_addresses
 from service.route import Route
-from service.wire import Codec, Mode, encode_picture
+from service.wire import Codec, Mode, Shutdown, encode_picture
 
 _SERVER_TIMING = re.compile(r"([\w-]+)\s*;[^,]*?dur=([\d.]+)")
 
@@ -165,14 +165,16 @@ class Client:
         """Open a stream; use it as a context manager. `terms` are those of Terms.
 
         With `max_gap_s` it outlives its connection: it goes on at another replica, or the same one, and ends only when
-        none has served it for so long (see MaskStream; 10 is sensible). 0: it ends with its connection.
+        none has served it for so long (see MaskStream; 10 is sensible). A service that shuts down then serves it on
+        while it moves, and no frame is lost. 0: it ends with its connection.
 
         `mode="latest"` is for live video: a frame that the model has no time for is dropped and counted.
         `every` answers each frame, in order, and slows the pusher down instead. `capacity` is how many
         answers may lie unread (see MaskStream). `on_event` is called in the receiving thread with each
-        `notice`, `error` and `closing` event, and must not raise; without it they are logged.
+        `notice`, `error`, `leaving` and `closing` event, and must not raise; without it they are logged.
         """
-        query = urlencode({"codec": codec, "mask": mask, "mode": mode, **terms})
+        shutdown: Shutdown = "move" if max_gap_s else "close"
+        query = urlencode({"codec": codec, "mask": mask, "mode": mode, "shutdown": shutdown, **terms})
         route = Route(
             self._stream_urls,
             f"/v1/stream?{query}",

@@ -131,7 +131,7 @@ class MaskReceiver:
         failure: SurgsegError | None = None
         try:
             failure = self._receive_until_closed()
-            while failure is not None and self._resume(failure):
+            while self._goes_on(failure):
                 failure = self._receive_until_closed()
         finally:
             with self._changed:
@@ -154,8 +154,8 @@ class MaskReceiver:
             return error
         return self._verdict()
 
-    def _resume(self, failure: SurgsegError) -> bool:
-        """Go on with another connection after `failure`; False when there is none. In the receiving thread."""
+    def _goes_on(self, failure: SurgsegError | None) -> bool:
+        """Whether another connection follows one that ended with `failure`, or as it was meant to."""
         return False
 
     def _take_answer(self, message: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -14,28 +15,39 @@ from service.credentials import Credentials
 from service.errors import InvalidRequestError, StreamError, SurgsegError, UnavailableError
 from service.wire import rebuild_error, unpack_event
 
-USUAL_PING_S = 20.0
 _GATEWAY_STATUSES = {502, 503, 504}
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a connection is held to be one.
+
+    Every `ping_s` the service is asked for a sign of life, and has as long to give it; it is not heard while `queue`
+    messages lie unread. It has `close_s` to answer a close frame.
+    """
+
+    ping_s: float = 20.0
+    close_s: float = 10.0
+    queue: int = 16
 
 
 @contextmanager
 def connect_ready(
-    url: str, credentials: Credentials, capacity: int, timeout_s: float, ping_s: float = USUAL_PING_S
+    url: str, credentials: Credentials, capacity: int, timeout_s: float, patience: Patience | None = None
 ) -> Iterator[tuple[ClientConnection, ExitStack, dict[str, Any]]]:
     """Connect, and wait for the service's `ready`; the socket is closed unless its stack is taken over.
 
-    Every `ping_s` the service is asked for a sign of life, and has as long to give it.
     Raises the error that the service answers with instead.
     """
     if capacity < 1:
         raise InvalidRequestError(f"capacity is {capacity}.", "at least 1", "Leave it out for 64.")
     with ExitStack() as stack:
-        socket = _connect(stack, url, credentials, timeout_s, ping_s)
+        socket = _connect(stack, url, credentials, timeout_s, patience or Patience())
         yield socket, stack, _read_ready(socket, url, timeout_s)
 
 
 def _connect(
-    stack: ExitStack, url: str, credentials: Credentials, timeout_s: float, ping_s: float
+    stack: ExitStack, url: str, credentials: Credentials, timeout_s: float, patience: Patience
 ) -> ClientConnection:
     try:
         return stack.enter_context(
@@ -44,10 +56,12 @@ def _connect(
                 open_timeout=timeout_s,
                 compression=None,
                 max_size=None,
+                max_queue=patience.queue,
                 ssl=credentials.verify() if url.startswith("wss:") else None,
                 additional_headers=credentials.headers(),
-                ping_interval=ping_s,
-                ping_timeout=ping_s,
+                ping_interval=patience.ping_s,
+                ping_timeout=patience.ping_s,
+                close_timeout=patience.close_s,
             )
         )
     except InvalidStatus as error:

@@ -3,66 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection
 
 from service.contract.geometry import Image
-from service.errors import InvalidRequestError, StreamError, SurgsegError
-from service.mask_receiver import EventHandler, MaskMessage, MaskReceiver
-from service.route import Opened, Route
-from service.unanswered import Gap, Unanswered, UnansweredFrames
-from service.wire import VIDEO_CODECS, Codec, Mode, PushedFrame, encode_picture, pack_frame
+from service.errors import InvalidRequestError, StreamError
+from service.mask_receiver import MaskMessage
+from service.moving_receiver import MovingReceiver, say_end
+from service.wire import PushedFrame, encode_picture, pack_frame
 
 _QUIET_S = 2.0  # a live stream's last frames may be dropped: so long we wait for an answer to them
 _WINDOW = 16  # frames of mode `every` on their way at once: enough to keep a far service busy
 
 
-class MaskStream(MaskReceiver):
+class MaskStream(MovingReceiver):
     """An open stream. One thread may push while another reads; a third thread, its own, receives.
 
     Unread answers are bounded by `capacity`. In mode `latest` the oldest gives way and is counted in
     `unread`; in mode `every` none may be lost, so `push` waits while too many frames are unanswered or
     unread, and raises StreamError when nobody answers or reads for `timeout_s`: the stream cannot lock up.
 
-    Where its `route` allows a gap the stream outlives its connection: when that is lost, or the service shuts down or
-    has no more room, the receiving thread opens another one. Frames keep their numbers. In mode `every` those without
+    Where its `route` allows a gap the stream outlives its connection: when that is lost, or the service has no more
+    room, the receiving thread opens another one. Frames keep their numbers. In mode `every` those without
     an answer are pushed again, except for H.264 and HEVC, whose units mean nothing without those before them. In mode
-    `latest` they are given up, and so is what is pushed meanwhile, which never waits. `gaps` says what each move cost;
+    `latest` they are given up, and so is what is pushed meanwhile, which never waits. `gaps` says what each loss cost;
     `on_event` gets it too, as `{"type": "gap", "detail": ...}`. `ready` is that of the connection there is.
-    """
 
-    def __init__(
-        self,
-        opened: Opened,
-        route: Route,
-        *,
-        codec: Codec,
-        mode: Mode,
-        on_event: EventHandler | None,
-        capacity: int,
-        timeout_s: float,
-    ) -> None:
-        self.gaps: list[Gap] = []
-        self._codec = codec
-        self._route = route
-        self._service = opened.url
-        keeps_frames = route.max_gap_s > 0 and mode == "every" and codec not in VIDEO_CODECS
-        self._frames = UnansweredFrames(mode, keeps_messages=keeps_frames)
-        self._is_moving = False
-        self._is_finished = False
-        super().__init__(
-            opened.socket,
-            opened.connection,
-            opened.ready,
-            url=opened.url,
-            mode=mode,
-            on_event=on_event,
-            capacity=capacity,
-            timeout_s=timeout_s,
-        )
+    A service that shuts down says so first, and then the stream moves without a gap: another thread opens it elsewhere,
+    new frames go there (of a bitstream from the next key frame on), and the old connection is asked to answer what it
+    has and to end. `moves` says so, and `on_event` gets `{"type": "move", "detail": ...}`.
+    """
 
     def push(self, image: Image | bytes, captured_at_us: int | None = None) -> int:
         """Send one frame: uint8 RGB `(H, W, 3)`, encoded here, or bytes in the stream's codec.
@@ -72,14 +44,20 @@ class MaskStream(MaskReceiver):
         """
         payload = image if isinstance(image, bytes) else encode_picture(image, self._codec)
         stamp_us = time.monotonic_ns() // 1000 if captured_at_us is None else captured_at_us
-        message = pack_frame(PushedFrame(stamp_us, payload))
         with self._changed:
             self._wait_for_room()
-            self._raise_if_over()
-            self._frames.push(stamp_us, message)
-            socket = None if self._is_moving else self._socket
-        if socket is not None:
-            self._send(socket, message)
+        with self._sending:
+            with self._changed:
+                self._raise_if_over()
+                payload, can_begin = self._beginnings.look_at(payload)
+                message = pack_frame(PushedFrame(stamp_us, payload))
+                left = self._switch() if can_begin else None
+                self._frames.push(stamp_us, message)
+                socket = None if self._is_moving else self._outlet
+            if left is not None:
+                say_end(left)
+            if socket is not None:
+                self._send(socket, message)
         return stamp_us
 
     def finish(self) -> Iterator[MaskMessage]:
@@ -102,11 +80,11 @@ class MaskStream(MaskReceiver):
             with self._changed:
                 if self._answers:
                     continue
-                if self._has_ended() or (
-                    self._is_finished and self._mode == "latest" and not self._is_moving
-                ):
+                is_elsewhere = self._is_moving or self._handover is not None
+                is_quiet = self._is_finished and self._mode == "latest" and not is_elsewhere
+                if self._has_ended() or is_quiet:
                     return
-                if self._is_finished:
+                if self._is_finished and self._mode == "every":
                     raise self._silent()
 
     def _has_ended(self) -> bool:
@@ -139,17 +117,6 @@ class MaskStream(MaskReceiver):
     def _wait_to_receive(self) -> None:
         """Never: what comes is bounded by what was pushed."""
 
-    def _note_answer(self, answer: MaskMessage) -> MaskMessage:
-        self._route.note_answer()
-        return self._frames.answer(answer)
-
-    def _take_event(self, event: dict[str, Any]) -> None:
-        if isinstance(event.get("sequence"), int):
-            with self._changed:
-                event["sequence"] = self._frames.settle(event["sequence"])
-                self._changed.notify_all()
-        super()._take_event(event)
-
     def _send(self, socket: ClientConnection, message: bytes) -> None:
         try:
             socket.send(message)
@@ -158,71 +125,6 @@ class MaskStream(MaskReceiver):
                 return  # the receiving thread pushes it again or reports it, or says why the stream is over
             self._receiver.join(self._timeout_s)
             raise (self._failure or self._lost("while a frame was sent")) from error
-
-    def _resume(self, failure: SurgsegError) -> bool:
-        if not self._route.may_resume(failure, self._error, self._socket.close_code):
-            return False
-        lost_at = time.monotonic()
-        with self._changed:
-            self._is_moving = True
-        self._connection.close()
-        self._error = None
-        try:
-            opened = self._route.reopen(self._service, self._wait_unless_closing)
-        except SurgsegError as error:
-            self._failure = error
-            opened = None
-        if opened is None:
-            self._give_up(failure, lost_at)
-            return False
-        self._move(opened, failure, lost_at)
-        return True
-
-    def _wait_unless_closing(self, pause_s: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._is_closing, pause_s)
-
-    def _move(self, opened: Opened, failure: SurgsegError, lost_at: float) -> None:
-        """Frames to push again go before those that are pushed meanwhile, so their order is kept."""
-        old_model = self.ready.get("model")
-        with self._changed:
-            loss = self._frames.lose()
-            waiting = self._frames.kept_after(self._frames.settled)
-            gap = Gap(
-                reason=failure.found,
-                url=opened.url,
-                lost_at=lost_at,
-                resumed_at=time.monotonic(),
-                loss=loss,
-                resent=len(waiting),
-                has_other_model=opened.ready.get("model") != old_model,
-            )
-            self.gaps.append(gap)
-            if not waiting:
-                self._adopt(opened)
-        while waiting:
-            is_open = _push_again(opened.socket, waiting)
-            with self._changed:
-                waiting = self._frames.kept_after(waiting[-1].number) if is_open else ()
-                if not waiting:
-                    self._adopt(opened)
-        if self._is_closing:
-            opened.connection.close()
-        self._on_event({"type": "gap", "detail": gap.describe()})
-
-    def _adopt(self, opened: Opened) -> None:
-        """Push to this connection from now on; the lock is held."""
-        self._socket, self._connection, self.ready = opened.socket, opened.connection, opened.ready
-        self._service = self._url = opened.url
-        self._is_moving = False
-        self._changed.notify_all()
-
-    def _give_up(self, failure: SurgsegError, lost_at: float) -> None:
-        with self._changed:
-            loss = self._frames.give_up()
-            self._is_moving = False
-            if not self._is_closing:
-                self.gaps.append(Gap(failure.found, "", lost_at, time.monotonic(), loss))
 
     def _silent(self) -> StreamError:
         return StreamError(
@@ -237,13 +139,3 @@ class MaskStream(MaskReceiver):
             f"fewer than {self._capacity} on a stream that keeps every frame",
             "Read masks while pushing: in the same loop with `arrived`, or in another thread.",
         )
-
-
-def _push_again(socket: ClientConnection, frames: Sequence[Unanswered]) -> bool:
-    """False when the connection is lost again: what is left waits for the next one."""
-    try:
-        for frame in frames:
-            socket.send(frame.message)
-    except (ConnectionClosed, OSError):
-        return False
-    return True

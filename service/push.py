@@ -24,7 +24,7 @@ from service.mask_stream import MaskStream
 from service.output_files import make_folder, write_whole
 from service.streams.video import VideoFile
 from service.streams.video_units import VideoUnits
-from service.unanswered import Gap
+from service.unanswered import Gap, Move
 from service.wire import CODECS, MODES, VIDEO_CODECS, Codec, Mode
 
 PERCENTILES = {"p50": 50.0, "p95": 95.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
@@ -56,6 +56,7 @@ class PushReport:
     skipped: int = 0
     unread: int = 0
     gaps: list[Gap] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
 
     def add(self, message: MaskMessage) -> None:
         """Count one answer to a frame whose `captured_at_us` is our monotonic clock."""
@@ -72,7 +73,7 @@ class PushReport:
         Without a token that may view, the account that came with the last mask stays; so it does when the stream
         has moved. Replicas number their streams alike: an account that has not received what was pushed is another's.
         """
-        if self.gaps:
+        if self.gaps or self.moves:
             return
         try:
             accounts = client.streams()
@@ -100,7 +101,7 @@ class PushReport:
             f"pushed {self.pushed} ({rate_in:.1f}/s), answered {self.answered} ({rate_out:.1f}/s)",
             f"dropped before the model: {causes}; skipped on the way to this viewer: {self.skipped + self.unread}",
         ]
-        head += [gap.describe() for gap in self.gaps]
+        head += [move.describe() for move in self.moves] + [gap.describe() for gap in self.gaps]
         rows = {**self.stages_ms, "in the service": self.service_ms, "round trip": self.round_trip_ms}
         return "\n".join([*head, format_table({name: summarize(values) for name, values in rows.items()})])
 
@@ -153,7 +154,7 @@ def push_pictures(
             on_progress(report)
     for message in stream.finish():
         take(message)
-    report.unread, report.gaps = stream.unread, list(stream.gaps)
+    report.unread, report.gaps, report.moves = stream.unread, list(stream.gaps), list(stream.moves)
     return report
 
 
@@ -236,7 +237,7 @@ def _connect(arguments: argparse.Namespace) -> Client:
 
 
 def _check_order(path: Path, codec: str, mode: Mode) -> None:
-    """Nothing on the wire says that a bitstream is over, so its decoder would keep the last reordered pictures."""
+    """Answers are awaited before the stream is ended, so its decoder would keep the last reordered pictures."""
     with VideoUnits(path, codec) as video:
         if mode == "every" and video.is_reordered:
             raise InvalidRequestError(

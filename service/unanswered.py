@@ -71,6 +71,27 @@ class Gap:
         return f"gap of {self.duration_s:.2f} s: {', '.join(parts)}. {self.reason}"
 
 
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change of replica without a gap: the one that left answered what it had, while the next took what followed.
+
+    `url` is where the stream went on. `began_at`, when the service said that it leaves, and `moved_at`, when its last
+    answer had come, are monotonic seconds. `has_other_model` is that of Gap.
+    """
+
+    reason: str
+    url: str
+    began_at: float
+    moved_at: float
+    has_other_model: bool = False
+
+    def describe(self) -> str:
+        """One line for people."""
+        model = ", another model" if self.has_other_model else ""
+        took_s = self.moved_at - self.began_at
+        return f"moved to {self.url} in {took_s:.2f} s: no frame without an answer{model}. {self.reason}"
+
+
 class UnansweredFrames:
     """Numbers the frames of a stream; its owner holds a lock round every call.
 
@@ -84,6 +105,7 @@ class UnansweredFrames:
         self._keeps_messages = keeps_messages
         self._waiting: deque[Unanswered] = deque(maxlen=None if mode == "every" else _REMEMBERED)
         self._offset = 0
+        self._split_at: int | None = None  # the last frame of a connection that is to be followed by another
         self._gone: Counter[str] = Counter()
         self._skipped_before = 0
         self._last: tuple[Mapping[str, int], int] = ({}, 0)
@@ -116,26 +138,60 @@ class UnansweredFrames:
             skipped=self._skipped_before + answer.skipped,
         )
 
+    def account(self, dropped: Mapping[str, int], skipped: int) -> None:
+        """The service's last word about this connection: what it dropped after its last answer counts too."""
+        self._last = (dropped, skipped)
+
     def lose(self) -> Loss:
         """The connection is gone and another follows. Kept frames take its first numbers; others are given up."""
-        dropped, skipped = self._last
-        self._gone.update(dropped)
-        self._skipped_before += skipped
-        self._last = ({}, 0)
+        self._close_accounts()
         loss = Loss() if self._keeps_messages else self.give_up()
         self._offset = self.settled
         return loss
 
+    def split(self) -> None:
+        """Frames from here on go to another connection, whose answers are read when this one has ended."""
+        self._split_at = self.pushed
+
+    @property
+    def has_to_repeat(self) -> bool:
+        """Whether a frame before the split has no answer and is kept: those after it would come too early."""
+        return self._keeps_messages and self._split_at is not None and self.settled < self._split_at
+
+    def follow(self, *, is_whole: bool) -> Loss:
+        """This connection has ended and the answers of the other one come now.
+
+        `is_whole`: every frame before the split was answered or dropped by a cause. Otherwise they are given up.
+        """
+        assert self._split_at is not None
+        split_at = self._split_at
+        self._close_accounts()
+        loss = self._give_up(split_at)
+        self._offset = split_at
+        return Loss() if is_whole else loss
+
     def give_up(self) -> Loss:
         """Nobody will answer what has no answer yet."""
-        if self.pushed == self.settled:
+        return self._give_up(self.pushed)
+
+    def _give_up(self, last: int) -> Loss:
+        if last <= self.settled:
             return Loss()
-        sequences = (self.settled + 1, self.pushed)
-        stamps = (self._waiting[0].captured_at_us, self._waiting[-1].captured_at_us)
-        self._waiting.clear()
-        loss = Loss(self.pushed - self.settled, sequences, stamps)
-        self.settled = self.pushed
-        return loss
+        first = self.settled + 1
+        given_up = [frame.captured_at_us for frame in self._waiting if frame.number <= last]
+        while self._waiting and self._waiting[0].number <= last:
+            self._waiting.popleft()
+        self.settled = last
+        # More than are remembered may lie between: then the first stamp is that of the first one remembered.
+        stamps = (given_up[0], given_up[-1]) if given_up else None
+        return Loss(last - first + 1, (first, last), stamps)
+
+    def _close_accounts(self) -> None:
+        dropped, skipped = self._last
+        self._gone.update(dropped)
+        self._skipped_before += skipped
+        self._last = ({}, 0)
+        self._split_at = None
 
     def kept_after(self, number: int) -> tuple[Unanswered, ...]:
         """The frames after that one which are to be pushed again, in order."""

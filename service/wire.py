@@ -28,18 +28,23 @@ from service.errors import (
 PROTOCOL_VERSION = 1
 Codec = Literal["jpeg", "png", "h264", "hevc"]
 Mode = Literal["latest", "every"]
-EventType = Literal["ready", "error", "notice", "closing"]
+Shutdown = Literal["close", "move"]
+EventType = Literal["ready", "error", "notice", "leaving", "closing"]
 CODECS: tuple[str, ...] = get_args(Codec)
 VIDEO_CODECS: tuple[str, ...] = ("h264", "hevc")
 PICTURE_CODECS: tuple[str, ...] = ("jpeg", "png")
 MODES: tuple[str, ...] = get_args(Mode)
+SHUTDOWNS: tuple[str, ...] = get_args(Shutdown)
 EVENT_TYPES: tuple[str, ...] = get_args(EventType)
+END = '{"type":"end"}'
+"""The only text that a client sends: no frame follows, answer those under way and close."""
 
 _JPEG_OPTIONS = [cv2.IMWRITE_JPEG_QUALITY, 90]
 _PNG_OPTIONS = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 _CAPTURED_AT = struct.Struct(">Q")
 _HEADER_SIZE = struct.Struct(">I")
 MAX_CAPTURED_AT_US = 2**64 - 1
+_LONGEST_END = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +168,15 @@ def unpack_event(message: str) -> dict[str, Any]:
     if not isinstance(event, dict) or not isinstance(event.get("type"), str):
         raise _not_an_answer(f"Its text is no event: {message[:60]!r}.")
     return event
+
+
+def is_end(message: str) -> bool:
+    """Whether a client's text says `END`; fields that we do not know are ignored."""
+    try:
+        event = json.loads(message) if len(message) <= _LONGEST_END else None
+    except ValueError:
+        return False
+    return isinstance(event, dict) and event.get("type") == "end"
 
 
 def describe_error(error: SurgsegError) -> dict[str, Any]:

@@ -14,9 +14,11 @@ from typing import Any
 from fastapi import WebSocket, WebSocketDisconnect
 
 from service.api.messages import (
+    give_account,
     pack_answer,
     pack_closing,
     pack_error,
+    pack_leaving,
     pack_model_change,
     pack_notice,
     pack_ready,
@@ -50,6 +52,8 @@ class MaskSession(ABC):
 
     stream: LiveStream
     mailbox: Subscription
+    can_move = False
+    """Whether the client wants to be told, and served meanwhile, when it should open the stream elsewhere."""
 
     def __init__(self, websocket: WebSocket, pipeline: Pipeline, mask_format: MaskFormat) -> None:
         state = websocket.app.state
@@ -75,19 +79,22 @@ class MaskSession(ABC):
         tasks: list[asyncio.Task[Any]] = []
         self._log("a client gets its masks")
         try:
-            await self._websocket.send_text(
-                pack_ready(self.mailbox.bundle, self.stream, self._mask_format, is_recorded=self._is_recorded)
-            )
+            await self._websocket.send_text(self._pack_ready())
             receiver = asyncio.create_task(self._receive())
             sender = asyncio.create_task(self._send())
             watcher = asyncio.create_task(self._watch())
-            ends = [asyncio.create_task(event.wait()) for event in (self._draining, self._over)]
-            tasks = [receiver, sender, watcher, *ends]
+            draining, over = (asyncio.create_task(event.wait()) for event in (self._draining, self._over))
+            tasks = [receiver, sender, watcher, over, draining]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if sender.done() or receiver.done():
+            limit_s = self._drain_timeout_s
+            if draining.done() and self.can_move:
+                limit_s /= 2  # half to move, half for what is under way then
+                self._tell(pack_leaving(_ENDING, limit_s))
+                await asyncio.wait(tasks[:-1], timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if sender.done() or (receiver.done() and not self._over.is_set()):
                 return
             receiver.cancel()
-            await self._finish(sender)
+            await self._finish(sender, limit_s)
         except WebSocketDisconnect:
             pass  # it left while we spoke
         finally:
@@ -110,7 +117,7 @@ class MaskSession(ABC):
 
     def _has_more(self) -> bool:
         """Whether something is still to be sent before an orderly end."""
-        return bool(self.stream.ledger.pending or len(self.mailbox))
+        return bool(self.stream.ledger.pending or len(self.mailbox) or self._sending_since is not None)
 
     async def _send(self) -> None:
         while True:
@@ -164,11 +171,11 @@ class MaskSession(ABC):
                 return
             await asyncio.sleep(min(1.0, self._viewer_timeout_s - stuck_s + 0.01))
 
-    async def _finish(self, sender: asyncio.Task[None]) -> None:
-        """Let the frames under way be answered, say why we close, close."""
+    async def _finish(self, sender: asyncio.Task[None], limit_s: float) -> None:
+        """Let the frames under way be answered, for `limit_s` at most, say why we close, close."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self._drain_timeout_s):
-                while self._has_more() and not sender.done() and self._failure is None:
+            async with asyncio.timeout(limit_s):
+                while await self._is_busy() and not sender.done() and self._failure is None:
                     await asyncio.sleep(0.005)
         if sender.done():
             return
@@ -176,6 +183,11 @@ class MaskSession(ABC):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_GOODBYE_S):
                 await self._say_goodbye()
+
+    async def _is_busy(self) -> bool:
+        if not self._has_more():
+            await asyncio.sleep(0)  # what other threads have just asked of the loop comes first
+        return self._has_more()
 
     async def _say_goodbye(self) -> None:
         if self._failure is not None:
@@ -185,15 +197,29 @@ class MaskSession(ABC):
             await self._websocket.close(code, shorten_reason(self._failure.found))
             return
         code, reason = (GOING_AWAY, _ENDING) if self._farewell is None else (NORMAL, self._farewell)
-        await self._websocket.send_text(pack_closing(reason))
+        await self._websocket.send_text(
+            pack_closing(reason, **give_account(self.stream, self.mailbox.skipped))
+        )
         await self._websocket.close(code, shorten_reason(reason))
 
     def _notice(self, state: StreamState, reason: str) -> None:
         if state is StreamState.RUNNING and not self._has_noticed:
             return  # it is what everybody assumes
         self._has_noticed = True
-        self._notices.append(pack_notice(state, reason))
+        self._tell(pack_notice(state, reason))
+
+    def _tell(self, event: str) -> None:
+        self._notices.append(event)
         self._wake.set()
+
+    def _pack_ready(self) -> str:
+        return pack_ready(
+            self.mailbox.bundle,
+            self.stream,
+            self._mask_format,
+            is_recorded=self._is_recorded,
+            can_move=self.can_move,
+        )
 
     def _fail(self, error: SurgsegError) -> None:
         self._failure = error

@@ -31,15 +31,15 @@ def pack_answer(answer: Answer, stream: LiveStream, mask_format: str, skipped: i
         height=frame.fit.source_height,
         mask=mask_format,
         latency_ms=measure_ms(frame.timeline),
-        dropped={reason.value: count for reason, count in stream.ledger.dropped.items()},
-        received=stream.ledger.received,
-        skipped=skipped,
+        **give_account(stream, skipped),
         model=answer.segmented.bundle.short_fingerprint,
     )
     return pack_mask(header, answer.payload)
 
 
-def pack_ready(bundle: Bundle, stream: LiveStream, mask_format: str, *, is_recorded: bool) -> str:
+def pack_ready(
+    bundle: Bundle, stream: LiveStream, mask_format: str, *, is_recorded: bool, can_move: bool
+) -> str:
     """The first event of a stream: who answers, with what classes, at what size, on what terms, recorded or not."""
     return pack_event(
         "ready",
@@ -51,6 +51,7 @@ def pack_ready(bundle: Bundle, stream: LiveStream, mask_format: str, *, is_recor
         mask=mask_format,
         mode=stream.mode.value,
         recorded=is_recorded,
+        shutdown="move" if can_move else "close",
     )
 
 
@@ -60,9 +61,19 @@ def pack_error(error: SurgsegError, *, is_fatal: bool, sequence: int | None = No
     return pack_event("error", **describe_error(error), fatal=is_fatal, **named)
 
 
-def pack_closing(reason: str) -> str:
-    """The last event before the service closes a stream of its own accord."""
-    return pack_event("closing", reason=reason)
+def pack_leaving(reason: str, timeout_s: float) -> str:
+    """A `leaving` event: the stream should be opened elsewhere, and is served here for `timeout_s` more."""
+    return pack_event("leaving", reason=reason, timeout_s=timeout_s)
+
+
+def pack_closing(reason: str, **account: Any) -> str:
+    """The last event before the service closes a stream of its own accord, with `give_account` of it, if it has one."""
+    return pack_event("closing", reason=reason, **account)
+
+
+def give_account(stream: LiveStream, skipped: int) -> dict[str, Any]:
+    """What a stream's frames have come to, as every mask's header says it too."""
+    return {"received": stream.ledger.received, "dropped": _name_drops(stream), "skipped": skipped}
 
 
 def pack_notice(state: StreamState, reason: str) -> str:
@@ -103,6 +114,10 @@ def answer_problem(error: SurgsegError, headers: Mapping[str, str] | None = None
     return JSONResponse(
         problem, status_code=error.status, media_type=PROBLEM_MEDIA_TYPE, headers=dict(headers or {})
     )
+
+
+def _name_drops(stream: LiveStream) -> dict[str, int]:
+    return {reason.value: count for reason, count in stream.ledger.dropped.items()}
 
 
 def _describe_model(bundle: Bundle) -> dict[str, Any]:

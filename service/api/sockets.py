@@ -8,7 +8,7 @@ from typing import cast
 
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
-from service.api.messages import pack_error, shorten_reason
+from service.api.messages import answer_problem, pack_error, shorten_reason
 from service.api.stream_session import StreamSession
 from service.api.viewer_session import ViewerSession
 from service.contract.masks import MASK_FORMATS, MaskFormat
@@ -23,7 +23,7 @@ from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
 from service.pipeline.pulled_stream import PulledStream
 from service.pipeline.stream_terms import StreamTerms
-from service.wire import CODECS, MODES
+from service.wire import CODECS, MODES, SHUTDOWNS
 
 router = APIRouter()
 
@@ -34,7 +34,7 @@ NUMBERS: dict[str, tuple[float, float]] = {
     "width": (1, 65_535),
     "height": (1, 65_535),
 }
-_PARAMETERS = ("codec", "mask", "mode", *NUMBERS)
+_PARAMETERS = ("codec", "mask", "mode", "shutdown", *NUMBERS)
 SUBPROTOCOL = "surgseg.v1"
 POLICY_VIOLATION = 1008
 INTERNAL_ERROR = 1011
@@ -48,6 +48,7 @@ class StreamOptions:
     codec: str
     mask_format: MaskFormat
     terms: StreamTerms
+    can_move: bool
 
     @classmethod
     def parse(cls, query: Mapping[str, str]) -> StreamOptions:
@@ -56,6 +57,7 @@ class StreamOptions:
         codec = _choose(query, "codec", "jpeg", CODECS)
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)
+        shutdown = _choose(query, "shutdown", "close", SHUTDOWNS)
         numbers = {name: _parse_number(query, name, *limits) for name, limits in NUMBERS.items()}
         deadline_ms, width, height = numbers["deadline_ms"], numbers["width"], numbers["height"]
         terms = StreamTerms(
@@ -66,7 +68,7 @@ class StreamOptions:
             width=None if width is None else int(width),
             height=None if height is None else int(height),
         )
-        return cls(codec, cast(MaskFormat, mask_format), terms)
+        return cls(codec, cast(MaskFormat, mask_format), terms, shutdown == "move")
 
 
 async def accept(websocket: WebSocket) -> None:
@@ -77,9 +79,16 @@ async def accept(websocket: WebSocket) -> None:
 
 @router.websocket("/v1/stream")
 async def stream(websocket: WebSocket) -> None:
-    """Accept first, and refuse inside: a browser shows a script no other reason than a close frame's."""
-    await accept(websocket)
+    """Accept first, and refuse inside: a browser shows a script no other reason than a close frame's.
+
+    Who can move is a program, which reads HTTP. Where the whole service is closed it is refused before: a balancer
+    then asks another replica at once, and would send it here again and again otherwise.
+    """
     pipeline: Pipeline = websocket.app.state.pipeline
+    if websocket.query_params.get("shutdown") == "move" and (refusal := _find_refusal(pipeline)):
+        await websocket.send_denial_response(answer_problem(refusal))
+        return
+    await accept(websocket)
     try:
         options = StreamOptions.parse(websocket.query_params)
         session = StreamSession(
@@ -88,6 +97,7 @@ async def stream(websocket: WebSocket) -> None:
             codec=options.codec,
             mask_format=options.mask_format,
             terms=options.terms,
+            can_move=options.can_move,
         )
     except SurgsegError as error:
         await _refuse(websocket, error)
@@ -115,6 +125,14 @@ async def watch(websocket: WebSocket, stream_id: str) -> None:
         await _refuse(websocket, error)
         return
     await session.run()
+
+
+def _find_refusal(pipeline: Pipeline) -> UnavailableError | None:
+    try:
+        pipeline.check_open()
+    except UnavailableError as error:
+        return error
+    return None
 
 
 async def _refuse(websocket: WebSocket, error: SurgsegError) -> None:

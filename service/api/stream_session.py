@@ -19,10 +19,11 @@ from service.pipeline.pipeline import Pipeline
 from service.pipeline.pushed_stream import PushCallbacks, PushedStream
 from service.pipeline.stream_terms import StreamTerms
 from service.streams.pushed import LOSSLESS_PUSHES
-from service.wire import unpack_frame
+from service.wire import END, is_end, unpack_frame
 
 _log = logging.getLogger(__name__)
 _MAX_WAITING_ERRORS = 32
+_ENDED = "The client has ended the stream."
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,15 @@ class StreamSession(MaskSession):
         codec: str,
         mask_format: MaskFormat,
         terms: StreamTerms,
+        can_move: bool,
     ) -> None:
         super().__init__(websocket, pipeline, mask_format)
+        self.can_move = can_move
         self._sent = asyncio.Event()
         self._room = asyncio.Semaphore(LOSSLESS_PUSHES)
         self._refusals: deque[_Refusal] = deque()
         self._answered = 0
+        self._masks = 0
         self.stream = pipeline.open_pushed(
             codec,
             terms,
@@ -79,6 +83,11 @@ class StreamSession(MaskSession):
             message = await self._websocket.receive()
             if message["type"] == "websocket.disconnect":
                 return
+            if is_end(message.get("text") or ""):
+                self._farewell = _ENDED
+                self.stream.finish()
+                self._over.set()
+                return
             if not self._accept(message) and is_lossless:
                 self._room.release()
 
@@ -88,7 +97,7 @@ class StreamSession(MaskSession):
             if message.get("bytes") is None:
                 raise InvalidRequestError(
                     "The message is text.",
-                    "a binary message: 8 bytes of captured_at_us and a picture",
+                    f"a binary message: 8 bytes of captured_at_us and a picture, or {END} after the last one",
                     "Send binary messages; the stream goes on.",
                 )
             pushed = unpack_frame(message["bytes"])
@@ -112,6 +121,7 @@ class StreamSession(MaskSession):
 
     def _note_sent(self, sequence: int) -> None:
         self._answered = sequence
+        self._masks += 1
 
     def _is_due(self, refusal: _Refusal) -> bool:
         """A lossless stream is answered in order, so an error waits for the masks of the frames before it."""
@@ -120,7 +130,9 @@ class StreamSession(MaskSession):
         return refusal.sequence <= self._answered + 1
 
     def _has_more(self) -> bool:
-        return bool(self._refusals) or super()._has_more()
+        """A mask is on its way to the mailbox where there are more than have been sent or skipped."""
+        is_awaited = self.stream.ledger.segmented > self._masks + self.mailbox.skipped
+        return bool(self._refusals) or is_awaited or super()._has_more()
 
     def _leave(self) -> None:
         self.stream.close()

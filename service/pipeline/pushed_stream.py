@@ -123,6 +123,11 @@ class PushedStream(LiveStream):
             self.ledger.drop(unwanted.sequence, DropReason.CLOSED if is_newest else DropReason.SUPERSEDED)
         return sequence
 
+    def finish(self) -> None:
+        """No frame follows; what the source holds back comes out, so that every frame is accounted for."""
+        if isinstance(self.source, PushedVideo):
+            self.source.finish()
+
     def fail(self, error: BaseException) -> None:
         """See `LiveStream.fail`; the owner is told, and closes it."""
         self._callbacks.on_failure(self._explain(error))
@@ -139,10 +144,12 @@ class PushedStream(LiveStream):
 
     def lose(self, sequence: int, reason: DropReason, error: SurgsegError | None) -> None:
         """Count a frame that gave no picture; its sender is told where it is to blame, or where none may be lost."""
-        self.ledger.drop(sequence, reason)
         if error is None and self.mode is Mode.EVERY:
             error = StreamError(
                 f"Frame {sequence} is lost ({reason.value}).", "a picture", "Send it again if it matters."
             )
         if error is not None:
             self._callbacks.on_lost(sequence, error)
+        self.ledger.drop(
+            sequence, reason
+        )  # last: while a frame is pending the stream is not taken for settled

@@ -92,7 +92,7 @@ class DecodedVideo(ABC):
 
     def frames(self) -> Iterator[FittedFrame]:
         """See `FrameSource.frames`. Raises StreamError when the source cannot go on."""
-        while not self._is_closed:
+        while not self._is_closed and not self._is_complete():
             started_at = time.monotonic()
             try:
                 yield from self._decode()
@@ -112,7 +112,7 @@ class DecodedVideo(ABC):
             self._enter(StreamState.RESTARTING, reason)
             self._on_restart(loss)
             with self._changed:
-                self._changed.wait_for(lambda: self._is_closed, delay_s)
+                self._changed.wait_for(lambda: self._is_closed or self._is_complete(), delay_s)
 
     def close(self) -> None:
         """See `FrameSource.close`."""
@@ -234,6 +234,10 @@ class DecodedVideo(ABC):
     def _plan_job(self) -> Job:
         """The job for the next decoder."""
         return self._job
+
+    def _is_complete(self) -> bool:
+        """Whether another decoder would have nothing to do."""
+        return False
 
     def _fail(self, event: Event) -> None:
         """The decoder says that it cannot go on. Raises DecoderLostError, or StreamError where no other could."""

@@ -33,6 +33,7 @@ from service.streams.decoder_messages import (
     ENDED,
     FAILED,
     JOB,
+    LAST,
     OPENED,
     RELEASE,
     TAKEN,
@@ -50,9 +51,7 @@ _NICENESS = 10  # frames that are decoded go first where the processor is short:
 _PR_SET_PDEATHSIG = 1
 _MOST_WAITING = 16  # packets of a file that lie ready for the decoder
 _LONGEST_SILENCE_S = 1.0
-_MOST_REORDERED = (
-    32  # frames that a stream may hold back: no profile allows more than 16, and fields count twice
-)
+_MOST_REORDERED = 32  # frames held back: no profile allows more than 16, and fields count twice
 
 
 class Decoder:
@@ -69,7 +68,7 @@ class Decoder:
         self._reformatter = VideoReformatter()
         self._used_s = time.process_time()
         self._pulled = 0  # units read from a source that the decoder opened itself
-        self._is_over = False  # that source gives no more
+        self._is_over = False  # no more units come
         self._failure: Exception | None = None
         self._waits_for_key: DropReason | None = None
         self._known = job.skip
@@ -85,6 +84,7 @@ class Decoder:
                         self._backlog.add(Unit(sequence, arrived_at, is_key, data))
                     elif message[:1] == RELEASE:
                         self._free.add(unpack_release(message))
+                    self._is_over |= message[:1] == LAST
                     self._changed.notify_all()
         except (EOFError, OSError):
             os._exit(0)
@@ -93,6 +93,7 @@ class Decoder:
         """Do the job until the process is ended or the source is at its end. Raises what makes it impossible."""
         if self._job.codec:
             self._decode_all(open_codec(self._job.codec))
+            return
         while True:
             with open_source(self._job) as source:
                 self._say(Event(OPENED, {"codec": source.codec}))
@@ -176,7 +177,7 @@ class Decoder:
         return not any(frame.is_corrupt for frame in frames)
 
     def _take(self) -> Unit | None:
-        """The next unit to decode; waits for it. None at the end of a source."""
+        """The next unit to decode; waits for it. None at the end of a source, or of what is pushed."""
         with self._changed:
             while True:
                 unit, given_up = self._backlog.take(time.monotonic())

@@ -15,7 +15,7 @@ from typing import Any
 from service.contract.geometry import FitRule
 from service.frames import DropReason
 
-UNIT, RELEASE, JOB = b"U", b"R", b"J"
+UNIT, RELEASE, JOB, LAST = b"U", b"R", b"J", b"L"
 FRAME, DROP, TAKEN, OPENED, FAILED, ENDED = b"F", b"D", b"T", b"O", b"X", b"E"
 MOST_SIDE = 65_535
 _UNIT = struct.Struct(">Qd?")

@@ -11,7 +11,7 @@ from service.errors import InvalidPictureError
 from service.frames import DecoderLoss, DropReason
 from service.streams.access_units import KeyGate
 from service.streams.decoded_video import DecodedVideo, DecoderLostError, StreamState
-from service.streams.decoder_messages import TAKEN, DropMessage, Event, FrameMessage, pack_unit
+from service.streams.decoder_messages import LAST, TAKEN, DropMessage, Event, FrameMessage, pack_unit
 from service.streams.decoder_process import DecoderPool
 from service.streams.decoder_terms import DecoderTerms
 from service.streams.pushed import LOSSLESS_PUSHES, PushedPicture
@@ -50,6 +50,7 @@ class PushedVideo(DecodedVideo):
         self._on_lost = on_lost
         self._on_room = on_room
         self._gate = KeyGate(codec)
+        self._is_finished = False
         self._pending: dict[int, tuple[PushedPicture, bytes]] = {}  # with the message for the decoder
         self._untaken: dict[int, float] = {}  # units the decoder has not worked on, with when they came
 
@@ -59,7 +60,7 @@ class PushedVideo(DecodedVideo):
         Raises BufferError when the stream is lossless and the decoder has `LOSSLESS_PUSHES` units to take.
         """
         with self._changed:
-            if self._is_closed:
+            if self._is_closed or self._is_finished:
                 return unit
             if self._is_lossless and len(self._untaken) >= LOSSLESS_PUSHES:
                 raise BufferError("units are waiting, and this stream may not lose them")
@@ -69,6 +70,13 @@ class PushedVideo(DecodedVideo):
             if self._is_lossless:
                 self._on_room()
         return None
+
+    def finish(self) -> None:
+        """No unit follows: the decoder gives the pictures that it holds back, and every unit gets its account."""
+        with self._changed:
+            self._is_finished = True
+            self._put(LAST)
+            self._changed.notify_all()
 
     def unread(self) -> tuple[PushedPicture, ...]:
         """Take out the units that give no picture any more; call it after `close`."""
@@ -97,10 +105,15 @@ class PushedVideo(DecodedVideo):
         return None
 
     def _first_messages(self) -> Iterable[bytes]:
-        return [message for _, message in self._pending.values()]
+        units = [message for _, message in self._pending.values()]
+        return [*units, LAST] if self._is_finished else units
+
+    def _is_complete(self) -> bool:
+        return self._is_finished and not self._pending
 
     def _finish(self) -> None:
-        """A pushed stream ends with its connection, not with its decoder."""
+        if not self._is_finished:  # a pushed stream ends with its connection, not with its decoder
+            raise DecoderLostError("its decoder has ended by itself", DecoderLoss.ENDED)
 
     def _end(self) -> None:
         """Nothing that the lost decoder held gives a picture any more; the next one begins at a key frame."""

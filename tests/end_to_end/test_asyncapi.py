@@ -104,7 +104,7 @@ def find_references(node: Any) -> Iterator[str]:
 
 def test_the_document_lists_what_the_code_knows() -> None:
     schemas = DOCUMENT["components"]["schemas"]
-    assert set(parameters(STREAM)) == {"codec", "mask", "mode", *NUMBERS}
+    assert set(parameters(STREAM)) == {"codec", "mask", "mode", "shutdown", *NUMBERS}
     for name, (least, most) in NUMBERS.items():
         schema = parameters(STREAM)[name]
         assert (schema["minimum"], schema["maximum"]) == (least, most)
@@ -113,8 +113,9 @@ def test_the_document_lists_what_the_code_knows() -> None:
     assert tuple(parameters(STREAM)["mask"]["enum"]) == MASK_FORMATS
     assert tuple(parameters(STREAM)["mode"]["enum"]) == wire.MODES
     assert set(parameters(SCENE)["view"]["enum"]) == set(VIEW_SHAPES)
-    assert set(STREAM["messages"]) == {"frame", "mask", *wire.EVENT_TYPES}
-    assert set(MASKS["messages"]) == {"mask", *wire.EVENT_TYPES}
+    assert tuple(parameters(STREAM)["shutdown"]["enum"]) == wire.SHUTDOWNS
+    assert set(STREAM["messages"]) == {"frame", "end", "mask", *wire.EVENT_TYPES}
+    assert set(MASKS["messages"]) == {"mask", *wire.EVENT_TYPES} - {"leaving"}
     assert tuple(parameters(MASKS)["mask"]["enum"]) == MASK_FORMATS
     assert set(schemas["notice"]["properties"]["state"]["enum"]) == set(StreamState) - {"ended", "failed"}
     assert schemas["ready"]["properties"]["protocol_version"]["const"] == wire.PROTOCOL_VERSION
@@ -128,7 +129,7 @@ def test_the_document_lists_what_the_code_knows() -> None:
 def test_the_prose_says_the_same() -> None:
     prose = (DOCS / "wire-protocol.md").read_text(encoding="utf-8")
     check(json.loads(prose.split("```json")[1].split("```")[0]), "maskHeader")
-    for name in ("ready", "error", "notice", "closing"):
+    for name in wire.EVENT_TYPES:
         row = next(line for line in prose.splitlines() if line.startswith(f"| `{name}` |"))
         fields = DOCUMENT["components"]["schemas"][name]["properties"]
         assert set(row.split("|")[2].replace(", perhaps", ",").strip().replace("`", "").split(", ")) == set(
@@ -198,6 +199,26 @@ def test_closing_is_as_described(launch_server: Callable[..., Any]) -> None:
         assert running.stop() == 0
         assert [check_text(message)["type"] for message in drain(connection)] == ["closing"]
         assert connection.close_code == 1001
+
+
+def test_leaving_and_end_are_as_described(launch_server: Callable[..., Any]) -> None:
+    running = launch_server()
+    check(json.loads(wire.END), "end")
+    with connect(f"{running.ws_url}{STREAM['address']}?shutdown=move") as connection:
+        assert check_text(connection.recv(timeout=60))["shutdown"] == "move"
+        running.process.terminate()
+        assert check_text(connection.recv(timeout=60))["type"] == "leaving"
+        push(connection, PICTURES["jpeg"])
+        connection.send(wire.END)
+        assert check_mask(connection.recv(timeout=60))["sequence"] == 1
+        (closing,) = [check_text(message) for message in drain(connection)]
+        assert (closing["type"], closing["received"], closing["dropped"], closing["skipped"]) == (
+            "closing",
+            1,
+            {},
+            0,
+        )
+        assert connection.close_code == 1000
 
 
 def edges(schema: dict[str, Any]) -> list[Any]:

@@ -57,7 +57,8 @@ def test_a_lossless_file_waits_for_its_viewer_gives_every_frame_in_order_and_end
         )
         assert received[-1][0].dropped == {}
         assert viewer.socket.close_code == 1000
-        assert viewer.events[-1] == {"type": "closing", "reason": "The source is at its end."}
+        account = {"received": COUNT, "dropped": {}, "skipped": 0}
+        assert viewer.events[-1] == {"type": "closing", "reason": "The source is at its end.", **account}
         described = info(puller, stream_id)
         assert (described["state"], described["codec"], described["name"]) == ("ended", "h264", "a recording")
         assert (described["width"], described["height"], described["source"]) == (320, 192, "file:codes.mp4")

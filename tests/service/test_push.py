@@ -20,6 +20,7 @@ from service.errors import InvalidRequestError, StreamError
 from service.push import PushReport, format_table, push_pictures, summarize, time_units, time_video
 from service.recording import VideoWriter
 from service.streams.access_units import inspect_unit
+from service.unanswered import Gap, Loss, Move
 from service.wire import encode_picture
 
 
@@ -187,3 +188,14 @@ def test_reordered_pictures_cannot_all_be_waited_for(tmp_path: Path) -> None:
         run(path, "--codec", "h264", "--mode", "every")
     dues = [due_s for due_s, _ in time_units(path, "h264", None, 1)]
     assert dues == sorted(dues), "in the order of decoding"
+
+
+def test_the_report_says_where_the_stream_went() -> None:
+    report = PushReport(pushed=9, answered=7, elapsed_s=1.0, dropped={"superseded": 1})
+    report.moves.append(Move("The service is shutting down.", "ws://b:1", 2.0, 2.25, has_other_model=True))
+    report.gaps.append(Gap("The connection was lost.", "ws://c:1", 3.0, 3.5, Loss(1, (5, 5), (50, 50))))
+    lines = report.table().splitlines()
+    assert lines[2] == (
+        "moved to ws://b:1 in 0.25 s: no frame without an answer, another model. The service is shutting down."
+    )
+    assert lines[3].startswith("gap of 0.50 s: 1 frames without an answer (5 to 5)")

@@ -250,7 +250,10 @@ def launch_server(small_bundle: Path) -> Iterator[Callable[..., Server]]:
 
 @pytest.fixture(scope="session")
 def server(small_bundle: Path) -> Iterator[Server]:
-    """A real `surgseg serve` of the small bundle on a free port: `.url`, `.ws_url`, `.process`, `.output`."""
-    running = start_server("--port", "0", "--bundle", str(small_bundle))
+    """A real `surgseg serve` of the small bundle on a free port: `.url`, `.ws_url`, `.process`, `.output`.
+
+    It refuses nobody: what one test loads it with, such as polygons of noise, must not turn away the next.
+    """
+    running = start_server("--port", "0", "--bundle", str(small_bundle), SURGSEG_ADMISSION="0")
     yield running
     running.stop()

@@ -145,7 +145,7 @@ class MaskSession(ABC):
         sent_s = time.monotonic() - answer.segmented.frame.timeline.ended_at
         self._telemetry.observe_stage(Stage.SEND, sent_s)
         if self.stream.mode is Mode.LATEST:
-            self._pipeline.note_sent(sent_s)
+            self._pipeline.note_sent(self.stream, sent_s)
         return True
 
     async def _send_text(self, event: str) -> None:

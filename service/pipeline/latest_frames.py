@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -117,12 +117,16 @@ class LatestFrames:
         return Drop(superseded, DropReason.SUPERSEDED) if superseded else None
 
     def take(
-        self, now: float, limit: int, ahead_s: float = 0.0, running: Container[str] = frozenset()
+        self,
+        now: float,
+        limit: int,
+        ahead_s: Callable[[str], float] = lambda stream_id: 0.0,
+        running: Container[str] = frozenset(),
     ) -> Taken:
         """At most `limit` frames to run at the instant `now`, and the frames that would be sent too late.
 
-        `ahead_s` is the time that a frame taken now still needs before it is sent. The live streams of `running` wait:
-        their last frame is not done, and by then a newer one may have come.
+        `ahead_s` gives the time that a frame of a stream still needs before it is sent. The live streams of `running`
+        wait: their last frame is not done, and by then a newer one may have come.
         """
         frames: list[Frame] = []
         drops: list[Drop] = []
@@ -130,7 +134,7 @@ class LatestFrames:
         for stream_id in sorted(line, key=lambda stream_id: -self._lanes[stream_id].rank):
             if len(frames) == limit:
                 break
-            frame = self._take_turn(stream_id, now + ahead_s, drops)
+            frame = self._take_turn(stream_id, now + ahead_s(stream_id), drops)
             if frame is not None:
                 frames.append(frame)
         self._raise_passed_over(line, {frame.stream_id for frame in frames})

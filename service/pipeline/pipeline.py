@@ -244,14 +244,14 @@ class Pipeline:
             on_refused=lambda: self._telemetry.count_refusal(Refusal.MAX_REQUESTS),
         )
 
-    def note_sent(self, seconds: float) -> None:
-        """A live viewer has been sent an answer, so long after it was encoded."""
-        self._room.measure(Stage.SEND, seconds)
+    def note_sent(self, stream: LiveStream, seconds: float) -> None:
+        """A viewer of a live stream has been sent an answer, so long after it was encoded."""
+        self._room.measure(Stage.SEND, seconds, stream.id)
 
     def _note_served(self, segmented: SegmentedFrame) -> None:
         self._gatekeeper.serve(segmented)
         for stage, seconds in segmented.frame.timeline.durations_s().items():
-            self._room.measure(stage, seconds)
+            self._room.measure(stage, seconds, segmented.frame.stream_id)
 
     def _begin(self, stream: LiveStream, terms: StreamTerms) -> None:
         depth = self._settings.every_depth if terms.mode is Mode.EVERY else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from service.frames import Frame, Stage
 from service.pipeline.costs import CostEstimate
@@ -37,6 +38,7 @@ class WaitingRoom:
         """See `LatestFrames.remove_stream`; a reader that waits for room in this stream goes on at once."""
         with self._lock:
             drops = self._frames.remove_stream(stream_id)
+            self._costs.forget(stream_id)
             self._has_room.notify_all()
         return drops
 
@@ -49,10 +51,11 @@ class WaitingRoom:
             self._has_frames.notify()
         return drop
 
-    def measure(self, stage: Stage, seconds: float) -> None:
-        """Say how long a live frame's stage took, so that `take` can tell which frames would be sent too late."""
+    def measure(self, stage: Stage, seconds: float, stream_id: str) -> None:
+        """Say how long a stage of a stream's frame took, so that `take` can tell which would be sent too late."""
         with self._lock:
-            self._costs.add(stage, seconds, self._clock())
+            if stream_id in self._frames:
+                self._costs.add(stage, seconds, self._clock(), stream_id)
 
     def take(
         self, limit: int, timeout_s: float, has_left: Callable[[], bool] = lambda: False
@@ -67,7 +70,8 @@ class WaitingRoom:
         with self._lock:
             while not self._is_closed and not has_left():
                 now = self._clock()
-                taken = self._frames.take(now, limit, self._costs.estimate_ahead(now), self._running)
+                ahead_s = partial(self._costs.estimate_ahead, now)
+                taken = self._frames.take(now, limit, ahead_s, self._running)
                 for frame in taken.frames:
                     self._running.setdefault(frame.stream_id, deque()).append(frame)
                 if taken.frames or taken.drops or now >= ends_at:

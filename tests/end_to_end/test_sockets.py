@@ -158,7 +158,9 @@ def test_a_viewer_who_does_not_read_skips_old_masks_and_sees_the_newest(
     open_stream: Callable[..., ClientConnection], server: Any
 ) -> None:
     """Its masks pile up nowhere: what it has not fetched gives way to what is newer, and is counted."""
-    socket = open_stream("?codec=png&mask=polygons", max_queue=1)
+    socket = open_stream(
+        "?codec=png&mask=polygons&deadline_ms=30000", max_queue=1
+    )  # noise has costly outlines
     rng = np.random.default_rng(5)
     noise = cv2.imencode(".png", rng.integers(0, 256, (288, 512, 3), dtype=np.uint8))[1].tobytes()
     before = metric(server, "surgseg_viewer_skipped_total")
@@ -183,7 +185,7 @@ def test_a_viewer_who_does_not_read_skips_old_masks_and_sees_the_newest(
 def test_a_lossless_client_that_does_not_read_is_held_back_and_loses_nothing(
     server: Any, open_stream: Callable[..., ClientConnection]
 ) -> None:
-    other = open_stream("?codec=png")
+    other = open_stream("?codec=png&deadline_ms=30000")
     rng = np.random.default_rng(6)
     noise = cv2.imencode(".png", rng.integers(0, 256, (288, 512, 3), dtype=np.uint8))[1].tobytes()
     total = 60

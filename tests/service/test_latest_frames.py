@@ -107,7 +107,7 @@ class Scheduler(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 4), passed_s=st.floats(0, 2), ahead_s=st.sampled_from([0.0, 0.5]))
     def take(self, limit: int, passed_s: float, ahead_s: float) -> None:
         self.now += passed_s
-        taken = self.frames.take(self.now, limit, ahead_s)
+        taken = self.frames.take(self.now, limit, lambda stream_id: ahead_s)
         expected: list[Frame] = []
         expired: list[Frame] = []
         line = list(self.turns)
@@ -264,6 +264,6 @@ def test_a_frame_that_would_be_sent_too_late_is_dropped_now() -> None:
     frames.add_stream("one", Mode.LATEST)
     in_time, late = make_frame("one", 1, deadline_at=10.0), make_frame("one", 2, deadline_at=10.0)
     frames.offer(in_time)
-    assert frames.take(9.75, 1, ahead_s=0.25).frames == (in_time,)
+    assert frames.take(9.75, 1, ahead_s=lambda stream_id: 0.25).frames == (in_time,)
     frames.offer(late)
-    assert frames.take(9.76, 1, ahead_s=0.25).drops == (Drop(late, DropReason.DEADLINE),)
+    assert frames.take(9.76, 1, ahead_s=lambda stream_id: 0.25).drops == (Drop(late, DropReason.DEADLINE),)

@@ -73,7 +73,8 @@ class KeyGate:
     """Lets a stream begin at a key frame, with the parameter sets that its decoder needs.
 
     A decoder that has just started has seen nothing: until a key frame comes, no unit can be decoded. Parameter sets
-    that came earlier are kept and put before that key frame when it does not bring its own.
+    that came earlier are kept and put before each key frame that does not bring its own, because a decoder that is late
+    skips to a later one, and may never have seen those that came first.
     """
 
     def __init__(self, codec: str) -> None:
@@ -90,9 +91,7 @@ class KeyGate:
         info = inspect_unit(data, self._codec)
         if info.parameters:
             self._parameters = info.parameters
-        if not self._waits_for_key:
-            return data, info.is_key
         if not info.is_key:
-            return None
+            return None if self._waits_for_key else (data, False)
         self._waits_for_key = False
         return (data if info.parameters else self._parameters + data), True

@@ -49,8 +49,11 @@ def test_a_stream_begins_at_a_key_frame_and_again_after_the_gate_was_closed(code
     assert gate.admit(units[4]) == (units[4], False)
 
 
+@pytest.mark.parametrize("is_lost", [True, False], ids=["a new decoder", "a decoder that may have skipped"])
 @pytest.mark.parametrize("codec", CODECS)
-def test_parameter_sets_that_came_once_are_put_before_a_later_key_frame(codec: str) -> None:
+def test_parameter_sets_that_came_once_are_put_before_every_later_key_frame(
+    codec: str, is_lost: bool
+) -> None:
     gate, units = KeyGate(codec), UNITS[codec]
     parameters = inspect_unit(units[0], codec).parameters
     bare = (
@@ -59,7 +62,10 @@ def test_parameter_sets_that_came_once_are_put_before_a_later_key_frame(codec: s
     assert inspect_unit(bare, codec).is_key
     assert not inspect_unit(bare, codec).parameters
     assert gate.admit(units[0]) is not None
-    gate.close()
+    if is_lost:
+        gate.close()
+    assert gate.admit(bare) == (parameters + bare, True)
+    assert gate.admit(units[4]) == (units[4], False)
     assert gate.admit(bare) == (parameters + bare, True)
 
 

@@ -77,7 +77,7 @@ def create_app(
     install_problem_handlers(app)
     app.add_middleware(gate.wrap)
     _add_routes(app, settings)
-    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
+    app.openapi = reference.complete(app.openapi)  # type: ignore[method-assign]
     return app
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,7 +24,8 @@ from tests.soak.strange_requests import make_strange, pick_strange_headers
 BASE = "http://fuzzed"
 HOST = b"HOST.AND.PORT"
 OPEN_STREAM = "stream-open"
-_MAY_BE_RARE = {"POST /v1/model/rollback": 0.01, "POST /v1/model": 0.08}
+# a change of the model takes seconds
+_SHARES = {"POST /v1/model/rollback": 0.05, "POST /v1/model": 0.15, "POST /v1/streams": 2.0}
 _SHARE_OF_STRANGE = 0.25
 _BOUNDARY = re.compile(rb"boundary=([0-9a-f]+)")
 
@@ -54,15 +55,15 @@ class RequestMaker:
         for media_type, codec in (("image/jpeg", "jpeg"), ("image/png", "png")):
             schemathesis.openapi.media_type(media_type, _pictures(pictures[codec]))
         schemathesis.openapi.format("binary", _pictures(pictures["jpeg"]))
-        schema = schemathesis.openapi.from_dict(_aim(document))
         self._operations: dict[tuple[str, str], Any] = {}
-        for found in schema.get_all_operations():
-            operation = found.ok()
-            name = f"{operation.method.upper()} {operation.path}"
-            for mode in GenerationMode:
-                self._operations[name, mode.value] = operation.as_strategy(generation_mode=mode)
+        for suffix, described in (("", document), (" aimed", _aim(document))):
+            for found in schemathesis.openapi.from_dict(described).get_all_operations():
+                operation = found.ok()
+                for mode in GenerationMode:
+                    key = f"{operation.method.upper()} {operation.path}", mode.value + suffix
+                    self._operations[key] = operation.as_strategy(generation_mode=mode)
         self._operations = {key: each for key, each in self._operations.items() if _can_draw(each)}
-        self._shares = [_MAY_BE_RARE.get(name, 1.0) for name, _ in self._operations]
+        self._shares = [_SHARES.get(name, 1.0) for name, _ in self._operations]
 
     def make(self, count: int, number: int) -> list[FuzzedRequest]:
         """`count` requests; `number` is the seed of this batch."""
@@ -90,7 +91,7 @@ class RequestMaker:
         headers = [
             (name.encode("latin-1"), _encode(value))
             for name, value in prepared.headers.items()
-            if not name.startswith("X-Schemathesis")
+            if not name.startswith(("X-Schemathesis", "Connection"))
         ]
         url = urlsplit(prepared.url or BASE)
         target = url.path + (f"?{url.query}" if url.query else "")
@@ -105,6 +106,13 @@ class RequestMaker:
         return self._build(*key, holder, prepared.method or "GET", target, headers, body)
 
     def _make_strange(self, source: random.Random) -> FuzzedRequest:
+        """What no document names; now and then with bytes changed anywhere, so that it may be no HTTP at all."""
+        request = self._build_strange(source)
+        if source.random() < 0.15:
+            return replace(request, kind="mangled", data=mutate(request.data, source))
+        return request
+
+    def _build_strange(self, source: random.Random) -> FuzzedRequest:
         method, target, headers, body = make_strange(source)
         return self._build(
             "other", "strange", source.choice(("all", "all", "nobody", "view")), method, target, headers, body
@@ -125,31 +133,33 @@ class RequestMaker:
             lines.append(f"Authorization: Bearer {self._secrets[holder]}".encode())
         ours = _OURS if holder == "nobody" else _OURS | {b"authorization"}
         lines += [name + b": " + value for name, value in headers if name.lower() not in ours]
+        if all(name.lower() != b"connection" for name, _ in headers):
+            lines.append(b"Connection: close")
         if body or method in ("POST", "PUT", "PATCH"):
             lines.append(f"Content-Length: {len(body)}".encode())
-        return FuzzedRequest(
-            operation, kind, holder, method, target, b"\r\n".join([*lines, b"Connection: close", b"", body])
-        )
+        return FuzzedRequest(operation, kind, holder, method, target, b"\r\n".join([*lines, b"", body]))
 
 
-_OURS = {b"host", b"content-length", b"connection", b"transfer-encoding"}
+_OURS = {b"host", b"content-length", b"transfer-encoding"}
 
 
 def _aim(document: dict[str, Any]) -> dict[str, Any]:
-    """The document, but a good part of its values are of those that exist here: pure chance never finds them."""
+    """The operations that name something, with only values that may exist here: pure chance never finds them."""
     aimed = copy.deepcopy(document)
-    paths = aimed["paths"]
-    stream = {"enum": [OPEN_STREAM, "stream-1", "stream-0", "stream-01"]}
-    for operation in paths["/v1/streams/{stream_id}"].values():
-        operation["parameters"][0]["schema"] = {"anyOf": [stream, operation["parameters"][0]["schema"]]}
-    _aim_field(paths["/v1/streams"]["post"], "url", [f"file:{name}" for name in FILES])
-    _aim_field(paths["/v1/model"]["post"], "bundle", list(BUNDLES))
+    aimed["paths"] = {
+        path: aimed["paths"][path] for path in ("/v1/streams/{stream_id}", "/v1/streams", "/v1/model")
+    }
+    for path in ("/v1/streams", "/v1/model"):
+        del aimed["paths"][path]["get"]
+    for operation in aimed["paths"]["/v1/streams/{stream_id}"].values():
+        operation["parameters"][0]["schema"] = {"enum": [OPEN_STREAM, "stream-1", "stream-0", "stream-01"]}
+    _aim_field(aimed["paths"]["/v1/streams"]["post"], "url", [f"file:{name}" for name in FILES])
+    _aim_field(aimed["paths"]["/v1/model"]["post"], "bundle", list(BUNDLES))
     return aimed
 
 
 def _aim_field(operation: dict[str, Any], name: str, values: list[str]) -> None:
-    fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
-    fields[name] = {"anyOf": [{"enum": values}, fields[name]]}
+    operation["requestBody"]["content"]["application/json"]["schema"]["properties"][name] = {"enum": values}
 
 
 def _pictures(valid: list[bytes]) -> st.SearchStrategy[bytes]:

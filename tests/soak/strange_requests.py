@@ -139,7 +139,7 @@ def pick_strange_headers(source: random.Random) -> list[Header]:
 
 def make_strange(source: random.Random) -> tuple[str, str, list[Header], bytes]:
     """Method, target, headers and body."""
-    kind = source.choice(("file", "file", "address", "address", "query", "length"))
+    kind = source.choice(("file", "file", "address", "address", "query", "length", "handshake"))
     method, headers, body = source.choice(_METHODS), [], b""
     if kind == "file":
         method, target = source.choice(("GET", "GET", "HEAD")), source.choice(_FILES)
@@ -151,6 +151,11 @@ def make_strange(source: random.Random) -> tuple[str, str, list[Header], bytes]:
         )
     elif kind == "query":
         target = source.choice(("/v1/segment", "/v1/streams", "/healthz", "/")) + "?" + _make_query(source)
+    elif kind == "handshake":
+        target, headers = (
+            source.choice(("/v1/stream", "/v1/scene", "/v1/nothing", "/")),
+            _make_handshake(source),
+        )
     else:
         letter = source.choice(("a", "%41", "%F0%9F%98%80", "/", "%0A", "."))
         target = source.choice(("/", "/v1/streams/", "/v1/")) + letter * source.choice((300, 5000))
@@ -175,3 +180,25 @@ def _make_query(source: random.Random) -> str:
         "\xff",
     )
     return "&".join(f"{source.choice(names)}={source.choice(values)}" for _ in range(source.randint(1, 4)))
+
+
+_PROTOCOLS = (b",,", b"surgseg.token.", b"surgseg.token.x, surgseg.v1", b"\xff")
+
+
+def _make_handshake(source: random.Random) -> list[Header]:
+    """Of a WebSocket, mostly with something that is wrong."""
+    headers = {
+        b"Upgrade": source.choice((b"websocket", b"WebSocket", b"websocket, x")),
+        b"Connection": source.choice((b"Upgrade", b"keep-alive, Upgrade", b"upgrade, close")),
+        b"Sec-WebSocket-Version": source.choice((b"13", b"13", b"8", b"+13", b"")),
+        b"Sec-WebSocket-Key": source.choice((b"AAAAAAAAAAAAAAAAAAAAAA==", b"AAAA", b"", b"!", b"A" * 9000)),
+    }
+    if source.random() < 0.3:
+        headers[b"Sec-WebSocket-Protocol"] = source.choice(
+            (b",,", b"surgseg.token.", b"surgseg.token.x, surgseg.v1", b"\xff")
+        )
+    if source.random() < 0.3:
+        headers |= {f"X-{number}".encode(): b"y" for number in range(source.choice((10, 150)))}
+    if source.random() < 0.3:
+        del headers[source.choice(list(headers))]
+    return list(headers.items())

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
 from starlette.routing import Match, Mount
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from service.access.doorkeeper import Doorkeeper
 from service.access.origins import is_loopback
@@ -68,6 +70,7 @@ def create_app(
         lifespan=_live_with(pipeline, recorder, gate, on_ready, fatal),
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.settings = settings
     app.state.telemetry = telemetry
@@ -77,7 +80,7 @@ def create_app(
     install_problem_handlers(app)
     app.add_middleware(gate.wrap)
     _add_routes(app, settings)
-    app.openapi = reference.describe_access(app.openapi)  # type: ignore[method-assign]
+    app.openapi = reference.complete(app.openapi)  # type: ignore[method-assign]
     return app
 
 
@@ -86,7 +89,8 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         app.include_router(part.router)
     if settings.scene:
         app.include_router(scene.router)
-    app.router.routes.append(_WebMount("/", StaticFiles(directory=_WEB, html=True), name="web"))
+    app.include_router(sockets.unknown)
+    app.router.routes.append(_WebMount("/", _WebFiles(directory=_WEB, html=True), name="web"))
 
 
 def _make_gate(settings: Settings, telemetry: Telemetry) -> Gate:
@@ -152,6 +156,21 @@ class _WebMount(Mount):
         if scope["type"] != "http" or scope["path"].startswith("/v1/"):
             return Match.NONE, {}
         return super().matches(scope)
+
+
+class _WebFiles(StaticFiles):
+    """Files that are always sent whole: they are small, and ranges are one more thing that strangers may get wrong."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As StaticFiles, without the header `Range`."""
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """The file, and the word that no part of it is to be had."""
+        response = super().file_response(*args, **kwargs)
+        response.headers["Accept-Ranges"] = "none"
+        return response
 
 
 async def _start(

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+MOST_CHARACTERS = 500
+
+
+def shorten(text: str) -> str:
+    """The text, cut where it is long: what a stranger sends must not come back, or be kept, at any length."""
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+
 
 class SurgsegError(Exception):
     """An error a user can act on. `slug` names the problem type, `status` is its HTTP status."""

@@ -7,11 +7,23 @@ import json
 import logging
 import secrets
 import sys
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
+from service.access.rates import TokenBucket
+
 _REQUEST: ContextVar[str] = ContextVar("request", default="")
 _IDS = ("stream", "frame")
+_MOST_CHARACTERS = 2000
+# what uvicorn says, once for each of them, of bytes that are no HTTP and of text that is no UTF-8
+_OF_STRANGERS = frozenset(
+    {
+        "Invalid HTTP request received.",
+        "Invalid UTF-8 sequence received from client.",
+        "Unsupported upgrade request.",
+    }
+)
 _process = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
@@ -24,14 +36,22 @@ class _JsonFormatter(logging.Formatter):
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _cut(record.getMessage()),
         }
         if request := current_request():
             fields["request"] = request
         fields |= {name: getattr(record, name) for name in _IDS if hasattr(record, name)}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False)
+        return _escape(json.dumps(fields, ensure_ascii=False), "\\u{:04x}")
+
+
+class _PlainFormatter(logging.Formatter):
+    """A line an event, which a message cannot break into two, and a traceback after it where there is one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = _escape(_cut(record.message), "\\x{:02x}")
+        return super().formatMessage(record)
 
 
 def begin_request() -> None:
@@ -50,7 +70,7 @@ def set_up_logging(level: str, form: str = "text") -> None:
     A line about a stream or one of its frames is logged with `extra={"stream": id, "frame": sequence}`.
     """
     handler = logging.StreamHandler(sys.stderr)
-    plain = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    plain = _PlainFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if form == "json" else plain)
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -58,9 +78,34 @@ def set_up_logging(level: str, form: str = "text") -> None:
     # One line for each connection of uvicorn would drown ours; its warnings and errors stay.
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi"):
         logging.getLogger(name).setLevel(max(logging.getLogger().level, logging.WARNING))
-    logging.getLogger("uvicorn.error").addFilter(_is_true)
+    logging.getLogger("uvicorn.error").filters[:] = [_Calm()]
 
 
-def _is_true(record: logging.LogRecord) -> bool:
-    """Uvicorn's server of WebSockets takes one that was refused by an HTTP answer for one that was forgotten."""
-    return record.msg != "ASGI callable returned without completing handshake."
+class _Calm(logging.Filter):
+    """Of what strangers make uvicorn say a line a second, after the first twenty, and no traceback."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines = TokenBucket(1.0, 20.0)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the line is written."""
+        if record.msg in _OF_STRANGERS:
+            record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+            return self._lines.take(time.monotonic()) == 0.0
+        # It takes a WebSocket that was refused by an HTTP answer for one that was forgotten.
+        return record.msg != "ASGI callable returned without completing handshake."
+
+
+def _cut(message: str) -> str:
+    """A message of bounded length, for much of what is logged was sent by strangers."""
+    if len(message) <= _MOST_CHARACTERS:
+        return message
+    return f"{message[:_MOST_CHARACTERS]}... ({len(message)} characters)"
+
+
+def _escape(text: str, form: str) -> str:
+    """The text without what a terminal would act on or a reader of lines would take for an end."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else form.format(ord(each)) for each in text)

@@ -22,6 +22,7 @@ from service.access.origins import is_loopback
 from service.app import STOP_TIMEOUT_S, create_app
 from service.errors import InvalidRequestError, SurgsegError
 from service.logs import set_up_logging
+from service.native_output import log_native_output
 from service.settings import Settings, load_settings
 
 _log = logging.getLogger("surgseg")
@@ -95,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_server(args: argparse.Namespace) -> int:
     """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
     settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
+    log_native_output()
     set_up_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)
     certificate = _load_certificate(settings)

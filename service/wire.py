@@ -23,6 +23,7 @@ from service.errors import (
     StreamError,
     SurgsegError,
     TooManyRequestsError,
+    shorten,
 )
 
 PROTOCOL_VERSION = 1
@@ -180,15 +181,16 @@ def is_end(message: str) -> bool:
 
 
 def describe_error(error: SurgsegError) -> dict[str, Any]:
-    """The fields that an `error` event and a problem document share."""
-    fields = {
+    """The fields that an `error` event and a problem document share, each of bounded length."""
+    found, expected, remedy = shorten(error.found), shorten(error.expected), shorten(error.remedy)
+    fields: dict[str, Any] = {
         "slug": error.slug,
         "title": error.title,
         "status": error.status,
-        "detail": str(error),
-        "found": error.found,
-        "expected": error.expected,
-        "remedy": error.remedy,
+        "detail": f"{found} Expected {expected}. {remedy}",
+        "found": found,
+        "expected": expected,
+        "remedy": remedy,
     }
     if isinstance(error, OverloadedError | TooManyRequestsError):
         fields["retry_after_s"] = round(error.retry_after_s, 1)

@@ -44,10 +44,13 @@ async def read_picture(request: Request, max_body_bytes: int, timeout_s: float) 
 
 
 async def read_order(request: Request, kind: type[Order], example: dict[str, str], timeout_s: float) -> Order:
-    """What a request's JSON orders. Raises InvalidRequestError that shows the `example`, or as `read_picture` does."""
+    """What a request's JSON orders; "5" is no number in it.
+
+    Raises InvalidRequestError that shows the `example`, or as `read_picture` does.
+    """
     body = await _read_json(request, timeout_s)
     try:
-        return kind.model_validate_json(body)
+        return kind.model_validate_json(body, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "body"

@@ -12,9 +12,39 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse
 
-from service.access.scopes import scopes_for
+from service.access.scopes import Scope, scopes_for
+from service.api.messages import PROBLEM_MEDIA_TYPE
 
 router = APIRouter()
+
+_SCHEMES = ("bearer", "basic")
+_REFUSALS = {
+    "4XX": "A problem document (RFC 9457).",
+    "503": "A problem document (RFC 9457): busy, starting or ending. `Retry-After` says when to try again.",
+}
+_TEXT = {"type": "string"}
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "title": "Problem",
+    "description": "Why a request was refused (RFC 9457).",
+    "required": ["type", "slug", "title", "status", "detail", "found", "expected", "remedy"],
+    "properties": {
+        "type": {"type": "string", "pattern": "^urn:surgseg:problem:"},
+        "slug": {"type": "string", "description": "the kind of error; the end of `type`"},
+        "title": _TEXT,
+        "status": {"type": "integer", "minimum": 400, "maximum": 599, "description": "the HTTP status"},
+        "detail": {"type": "string", "description": "the whole message, the next three together"},
+        "found": _TEXT,
+        "expected": _TEXT,
+        "remedy": _TEXT,
+        "retry_after_s": {
+            "type": "number",
+            "minimum": 0,
+            "description": "seconds until it is worth another try, where that is known",
+        },
+        "instance": {"type": "string", "description": "the request, as the service's log names it"},
+    },
+}
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#1b1f24}"
@@ -29,25 +59,42 @@ async def read_reference(request: Request) -> HTMLResponse:
     return HTMLResponse(render_reference(request.app.openapi()))
 
 
-def describe_access(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """The OpenAPI description that `describe` makes, with the scopes of which each operation's token needs one."""
+def complete(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """The OpenAPI description that `describe` makes, with what holds for every operation.
+
+    That is the scopes of which its token needs one, and the problem documents that it may be answered with.
+    """
 
     def described() -> dict[str, Any]:
         openapi = describe()
-        schemes = {name: {"type": "http", "scheme": name} for name in ("bearer", "basic")}
-        openapi.setdefault("components", {})["securitySchemes"] = schemes
+        components = openapi.setdefault("components", {})
+        components["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in _SCHEMES}
+        schemas = components.setdefault("schemas", {})
+        schemas["Problem"] = _PROBLEM
+        for unused in (
+            "HTTPValidationError",
+            "ValidationError",
+        ):  # the framework's, in whose place ours is sent
+            schemas.pop(unused, None)
         for path, operations in openapi["paths"].items():
             for method, operation in operations.items():
-                needed = scopes_for("http", method.upper(), path)
-                if needed is not None:
-                    # The first, empty one: a service without tokens asks for none.
-                    operation["security"] = [
-                        {},
-                        *({name: [scope]} for scope in sorted(needed) for name in schemes),
-                    ]
+                _complete_operation(operation, scopes_for("http", method.upper(), path))
         return openapi
 
     return described
+
+
+def _complete_operation(operation: dict[str, Any], needed: frozenset[Scope] | None) -> None:
+    responses = operation["responses"]
+    for status in ("404", "422"):
+        responses.pop(status, None)
+    if needed is None:
+        return
+    for status, description in _REFUSALS.items():
+        answer = responses.setdefault(status, {"description": description})
+        answer["content"] = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    # The first, empty one: a service without tokens asks for none.
+    operation["security"] = [{}, *({name: [scope]} for scope in sorted(needed) for name in _SCHEMES)]
 
 
 def render_reference(openapi: dict[str, Any]) -> str:

@@ -6,13 +6,14 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import cast
 
 import cv2
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service.api.messages import pack_closing, pack_error, shorten_reason
+from service.api.numbers import read_number
 from service.api.sockets import POLICY_VIOLATION, TRY_AGAIN_LATER, accept
 from service.errors import InvalidRequestError, SurgsegError, UnavailableError
 from service.streams.synthetic import SyntheticScene
@@ -24,6 +25,14 @@ router = APIRouter()
 MAX_SCENES = 4
 MAX_WIDTH, MAX_HEIGHT = 1920, 1080
 GOING_AWAY = 1001
+NUMBERS: dict[str, tuple[float, float]] = {
+    "fps": (1.0, 60.0),
+    "width": (64, MAX_WIDTH),
+    "height": (64, MAX_HEIGHT),
+    "seed": (0, 2**32 - 1),
+    "start_s": (0.0, 1e6),
+    "instruments": (0, 4),
+}
 
 _JPEG_QUALITY = [cv2.IMWRITE_JPEG_QUALITY, 88]
 
@@ -49,41 +58,15 @@ class SceneRequest:
                 raise InvalidRequestError(
                     f"There is no parameter '{name}'.", f"some of {', '.join(names)}", "Leave it out."
                 )
-        request = cls(
-            fps=_number(query, "fps", cls.fps, 1, 60),
-            width=int(_number(query, "width", cls.width, 64, MAX_WIDTH, whole=True)),
-            height=int(_number(query, "height", cls.height, 64, MAX_HEIGHT, whole=True)),
-            seed=int(_number(query, "seed", cls.seed, 0, 2**32 - 1, whole=True)),
-            start_s=_number(query, "start_s", cls.start_s, 0, 1e6),
-            view=query.get("view", cls.view),
-        )
-        if "instruments" not in query:
-            return request
-        count = int(_number(query, "instruments", 0, 0, 4, whole=True))
-        return replace(request, instruments=count)
+        numbers = {name: read_number(query, name, *limits) for name, limits in NUMBERS.items()}
+        given = {name: value for name, value in numbers.items() if value is not None}
+        whole = {name: int(value) for name, value in given.items() if isinstance(NUMBERS[name][0], int)}
+        return cls(**(given | whole), view=query.get("view", cls.view))  # type: ignore[arg-type]
 
     def paint(self) -> SyntheticScene:
         """The scene itself, which takes a while. Raises InvalidRequestError for an unknown view."""
         view = cast(ViewShape, self.view)
         return SyntheticScene(self.width, self.height, self.seed, view=view, instruments=self.instruments)
-
-
-def _number(
-    query: Mapping[str, str], name: str, default: float, low: float, high: float, *, whole: bool = False
-) -> float:
-    text = query.get(name)
-    if text is None:
-        return default
-    kind = "a whole number" if whole else "a number"
-    try:
-        value = int(text) if whole else float(text)
-    except ValueError:
-        value = float("nan")
-    if not low <= value <= high:
-        raise InvalidRequestError(
-            f"The parameter {name} is '{text[:40]}'.", f"{kind} from {low:g} to {high:g}", f"Change {name}."
-        )
-    return value
 
 
 class _Slots:

@@ -9,6 +9,7 @@ from typing import cast
 from fastapi import APIRouter, WebSocket, WebSocketDisconnect
 
 from service.api.messages import answer_problem, pack_error, shorten_reason
+from service.api.numbers import read_number
 from service.api.stream_session import StreamSession
 from service.api.viewer_session import ViewerSession
 from service.contract.masks import MASK_FORMATS, MaskFormat
@@ -18,6 +19,7 @@ from service.errors import (
     OverloadedError,
     SurgsegError,
     UnavailableError,
+    shorten,
 )
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pipeline import Pipeline
@@ -26,6 +28,7 @@ from service.pipeline.stream_terms import StreamTerms
 from service.wire import CODECS, MODES, SHUTDOWNS
 
 router = APIRouter()
+unknown = APIRouter()  # to be included after all others
 
 NUMBERS: dict[str, tuple[float, float]] = {
     "deadline_ms": (1, 60_000),
@@ -58,7 +61,7 @@ class StreamOptions:
         mask_format = _choose(query, "mask", "png", MASK_FORMATS)
         mode = _choose(query, "mode", "latest", MODES)
         shutdown = _choose(query, "shutdown", "close", SHUTDOWNS)
-        numbers = {name: _parse_number(query, name, *limits) for name, limits in NUMBERS.items()}
+        numbers = {name: read_number(query, name, *limits) for name, limits in NUMBERS.items()}
         deadline_ms, width, height = numbers["deadline_ms"], numbers["width"], numbers["height"]
         terms = StreamTerms(
             Mode(mode),
@@ -127,6 +130,17 @@ async def watch(websocket: WebSocket, stream_id: str) -> None:
     await session.run()
 
 
+@unknown.websocket("/{path:path}")
+async def refuse_unknown(websocket: WebSocket, path: str) -> None:
+    """No WebSocket is here: said in the answer to the handshake, as HTTP says it."""
+    error = NotFoundError(
+        f"There is no WebSocket at {shorten(websocket.url.path)!r}.",
+        "an address of this service",
+        "See /docs.",
+    )
+    await websocket.send_denial_response(answer_problem(error))
+
+
 def _find_refusal(pipeline: Pipeline) -> UnavailableError | None:
     try:
         pipeline.check_open()
@@ -163,24 +177,5 @@ def _choose(query: Mapping[str, str], name: str, default: str, allowed: tuple[st
             f"The {name} is {value!r}.",
             f"one of {', '.join(allowed)}",
             f"Open the stream with ?{name}={default}.",
-        )
-    return value
-
-
-def _parse_number(query: Mapping[str, str], name: str, least: float, most: float) -> float | None:
-    """A number of the query, None where it is absent; whole where its limits are. Raises InvalidRequestError."""
-    text = query.get(name)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    is_whole = isinstance(least, int)
-    if not least <= value <= most or (is_whole and not value.is_integer()):
-        raise InvalidRequestError(
-            f"The {name} is {text!r}.",
-            f"a {'whole number' if is_whole else 'number'} from {least} to {most}",
-            "Change it, or leave it out.",
         )
     return value

@@ -43,26 +43,30 @@ def describe_process(pid: int) -> dict[str, int]:
     }
 
 
-def sum_metric(url: str, name: str) -> float:
+def sum_metric(url: str, name: str, token: str = "") -> float:
     """All series of a counter together."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = _get(f"{url}/metrics", token).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
 
 
-def wait_settled(url: str, open_streams: int) -> None:
+def wait_settled(url: str, open_streams: int, token: str = "") -> None:
     """Wait until no stream is open but those."""
     ends_at = time.monotonic() + 20
-    while len(httpx.get(f"{url}/v1/streams").json()) > open_streams and time.monotonic() < ends_at:
+    while len(_get(f"{url}/v1/streams", token).json()) > open_streams and time.monotonic() < ends_at:
         time.sleep(0.1)
 
 
-def describe_service(server: Any) -> dict[str, Any]:
+def _get(url: str, token: str) -> httpx.Response:
+    return httpx.get(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+
+
+def describe_service(server: Any, token: str = "") -> dict[str, Any]:
     """How a service stands when every stream has been closed."""
     return {
         "alive": server.process.poll() is None,
-        "received": sum_metric(server.url, "surgseg_frames_received_total"),
-        "segmented": sum_metric(server.url, "surgseg_frames_segmented_total"),
-        "dropped": sum_metric(server.url, "surgseg_frames_dropped_total"),
+        "received": sum_metric(server.url, "surgseg_frames_received_total", token),
+        "segmented": sum_metric(server.url, "surgseg_frames_segmented_total", token),
+        "dropped": sum_metric(server.url, "surgseg_frames_dropped_total", token),
         "in the end": describe_process(server.process.pid),
         "tracebacks": sum("Traceback" in line for line in server.output),
     }

@@ -145,7 +145,7 @@ def _measure(site: Site, count: int, seed: int) -> dict[str, Any]:
 
 def _read_log(lines: list[str]) -> dict[str, Any]:
     """What the log looks like to a machine: every line an object, none long, none a traceback."""
-    strange = [line[:4000] for line in lines if not _is_proper(line)]
+    strange = [line[-2500:] for line in lines if not _is_proper(line)]
     return {
         "lines": len(lines),
         "longest": max(map(len, lines)),

@@ -10,12 +10,12 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from service.streams.standing import Standing
 
 from service.contract.bundle import open_bundle
 from service.pipeline.latest_frames import Mode
 from service.pipeline.pushed_stream import PushedStream
 from service.streams.pushed_video import PushedVideo
-from service.streams.standing import Standing
 from tests.bitstreams import encode_codes
 from tests.service.pipeline_rig import WAIT_S, Rig, running_rigs
 

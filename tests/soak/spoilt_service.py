@@ -1,6 +1,6 @@
-"""`python -m tests.soak.spoilt_service NAME serve ...`: the service with a deliberate fault that fuzzing must find.
+"""`python -m tests.soak.spoilt_service NAME[+NAME] serve ...`: the service with faults that fuzzing must find.
 
-broken: a picture of a certain size is answered 500. leaking: every request leaves 40 KB behind. careless: whoever has a
+broken: a small picture is answered 500. leaking: each request leaves 40 KB behind. careless: whoever has a
 token of any scope may view. talkative: the log has every path, whole and as it came.
 """
 
@@ -17,6 +17,7 @@ from service.api import gate, images
 from service.api.gate import Gate
 
 _LEAK_BYTES = 40 * 1024
+_SMALL_BYTES = 4000
 _kept: list[bytearray] = []
 
 
@@ -25,8 +26,8 @@ def _break() -> None:
 
     async def read_and_fail(*arguments: Any) -> bytes:
         data = await read(*arguments)
-        if len(data) % 5 == 0:
-            raise KeyError("a picture of this size")
+        if len(data) < _SMALL_BYTES:
+            raise KeyError("a small picture")
         return data
 
     images.read_picture = read_and_fail
@@ -69,5 +70,6 @@ SPOILS: dict[str, Callable[[], None]] = {
 
 
 if __name__ == "__main__":
-    SPOILS[sys.argv[1]]()
+    for name in sys.argv[1].split("+"):
+        SPOILS[name]()
     sys.exit(main(sys.argv[2:]))

@@ -15,7 +15,8 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 from fastapi.staticfiles import StaticFiles
-from starlette.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Match, Mount
 from starlette.types import Receive, Scope, Send
 
@@ -165,6 +166,13 @@ class _WebFiles(StaticFiles):
         """As StaticFiles, without the header `Range`."""
         headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
         await super().__call__({**scope, "headers": headers}, receive, send)
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """As StaticFiles, without its redirections, which repeat whatever the header `Host` says."""
+        response = await super().get_response(path, scope)
+        if isinstance(response, RedirectResponse):
+            raise HTTPException(404)
+        return response
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         """The file, and the word that no part of it is to be had."""

@@ -24,6 +24,7 @@ from service.errors import InvalidRequestError, SurgsegError
 from service.logs import set_up_logging
 from service.native_output import log_native_output
 from service.settings import Settings, load_settings
+from service.websocket_protocol import WebSocketProtocol
 
 _log = logging.getLogger("surgseg")
 _FAILURE_TIMEOUT_S = 10.0
@@ -170,7 +171,7 @@ def _make_server(settings: Settings, listener: socket.socket, certificate: ssl.S
             app,
             loop="uvloop" if sys.platform != "win32" else "asyncio",
             http="httptools",
-            ws="websockets-sansio",
+            ws=WebSocketProtocol,
             ws_max_size=settings.max_body_bytes,
             # Pictures and masks are compressed already; deflating them again costs time and memory.
             ws_per_message_deflate=False,

@@ -26,6 +26,7 @@ from service.pipeline.approval import check_succeeds, name_bundle, open_approved
 from service.pipeline.engine import BackendInfo, Engine, EngineParts
 from service.pipeline.model_terms import ModelTerms
 from service.pipeline.rehearsal import Rehearsal, Rehearsed, make_folder
+from service.processes import return_memory
 from service.settings import Settings
 from service.telemetry import SwapOutcome
 
@@ -277,6 +278,7 @@ class Succession:
         newcomer.begin()
         if not before.stop(_CLOSES_S):
             _log.warning("The model that was replaced was not closed after %g s.", _CLOSES_S)
+        return_memory()
 
     def _enter(self, step: Step) -> None:
         self._check_open()

@@ -105,7 +105,8 @@ class SocketJudge:
             return self._judge_refusal(socket, answer.handshake)
         faults = [fault for message in answer.received for fault in self._judge_message(socket, message)]
         faults += self._judge_opening(socket, answer)
-        if answer.close_code not in self._codes:
+        has_failed = answer.close_code == _FAILED and _ends_with_failure(answer.received)
+        if answer.close_code not in self._codes and not has_failed:
             faults.append(f"closed with {answer.close_code}")
         return faults
 
@@ -143,6 +144,12 @@ class SocketJudge:
         return check(self._document, "maskHeader", json.loads(message[4 : 4 + size]))
 
 
+def _ends_with_failure(received: list[str | bytes]) -> bool:
+    """Whether the last that came says that the stream has failed, which is of its own doing."""
+    last = received[-1] if received else b""
+    return isinstance(last, str) and json.loads(last).get("slug") == "stream-failed"
+
+
 def check(document: dict[str, Any], name: str, value: dict[str, Any]) -> list[str]:
     """Hold a value against components/schemas/NAME, and let no field pass that the document does not name."""
     unnamed = set(value) - set(document["components"]["schemas"][name]["properties"])
@@ -168,8 +175,10 @@ def _expect_handshake(socket: Any) -> int:
 
 
 def _is_below_us(request: Any, answer: HttpAnswer) -> bool:
-    is_plain = answer.status == 400 and answer.headers.get("content-type", "").startswith("text/plain")
-    return answer.body.startswith(NOT_FOR_US) or (request.method == "HEAD" and is_plain)
+    is_plain = 400 <= answer.status < 500 and answer.headers.get("content-type", "text/plain").startswith(
+        "text/plain"
+    )
+    return answer.body.startswith(NOT_FOR_US) or (is_plain and not answer.body)
 
 
 def _judge_status(answer: HttpAnswer) -> list[str]:

@@ -18,7 +18,7 @@ from tests.soak.fuzzed_messages import FuzzedSocket
 from tests.soak.fuzzed_requests import HOST, OPEN_STREAM, FuzzedRequest
 from tests.soak.fuzzing_site import Site
 
-_WAIT_S = 20.0
+_WAIT_S = 60.0
 _QUIET_S = 0.15
 _MOST_READ = 12
 _FATAL = ("bad frame", "giant")

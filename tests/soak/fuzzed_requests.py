@@ -26,6 +26,7 @@ HOST = b"HOST.AND.PORT"
 OPEN_STREAM = "stream-open"
 # a change of the model takes seconds
 _SHARES = {"POST /v1/model/rollback": 0.05, "POST /v1/model": 0.15, "POST /v1/streams": 2.0}
+_KIND_SHARES = {"positive aimed": 3.0}
 _SHARE_OF_STRANGE = 0.25
 _BOUNDARY = re.compile(rb"boundary=([0-9a-f]+)")
 
@@ -63,7 +64,9 @@ class RequestMaker:
                     key = f"{operation.method.upper()} {operation.path}", mode.value + suffix
                     self._operations[key] = operation.as_strategy(generation_mode=mode)
         self._operations = {key: each for key, each in self._operations.items() if _can_draw(each)}
-        self._shares = [_SHARES.get(name, 1.0) for name, _ in self._operations]
+        self._shares = [
+            _SHARES.get(name, 1.0) * _KIND_SHARES.get(kind, 1.0) for name, kind in self._operations
+        ]
 
     def make(self, count: int, number: int) -> list[FuzzedRequest]:
         """`count` requests; `number` is the seed of this batch."""

@@ -109,7 +109,11 @@ class PullRules:
                 "Copy it there, or let the operator change SURGSEG_FILES.",
             )
         shown = f"file:{path.relative_to(folder)}"
-        if not path.is_file():
+        try:
+            is_file = path.is_file()
+        except OSError as error:  # a name that no file system takes
+            raise _not_an_address("The url is no address of a file.") from error
+        if not is_file:
             raise StreamError(f"There is no file {shown}.", "a video file", "Check its name.")
         return PullTarget(shown=shown, is_file=True, url=str(path), options={})
 

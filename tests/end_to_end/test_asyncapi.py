@@ -140,6 +140,14 @@ def test_the_prose_says_the_same() -> None:
         assert f"| `{name}` | {values} | `{schema['default']}` |" in prose
 
 
+def test_both_name_the_same_close_codes() -> None:
+    table = (DOCS / "wire-protocol.md").read_text(encoding="utf-8").partition("### Close codes")[2]
+    named = {
+        int(line[2:6]) for line in table.partition("\n\nAfter")[0].splitlines() if line.startswith("| 1")
+    }
+    assert set(DOCUMENT["x-close-codes"]) == named
+
+
 @pytest.mark.parametrize("mode", parameters(STREAM)["mode"]["enum"])
 @pytest.mark.parametrize("mask", parameters(STREAM)["mask"]["enum"])
 @pytest.mark.parametrize("codec", parameters(STREAM)["codec"]["enum"])

@@ -215,7 +215,7 @@ def test_in_a_lossless_stream_errors_keep_their_place_among_the_masks(server: An
 
 
 def test_a_socket_at_an_unknown_address_is_refused(post: Any, server: Any) -> None:
-    with pytest.raises(Exception, match="403"), connect(f"{server.ws_url}/v1/nothing", open_timeout=WAIT_S):
+    with pytest.raises(Exception, match="404"), connect(f"{server.ws_url}/v1/nothing", open_timeout=WAIT_S):
         pass
 
 

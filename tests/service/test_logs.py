@@ -70,3 +70,28 @@ def test_a_line_for_people_stays_as_it_was(capsys: pytest.CaptureFixture[str]) -
     set_up_logging("info")
     log.warning("all is well")
     assert capsys.readouterr().err.endswith(" WARNING service.anything: all is well\n")
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_what_strangers_send_is_bounded_and_stays_on_its_line(
+    form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_logging("info", form)
+    log.info("%s", "\x1b[31mred\n2026-01-01 forged \u202e\x9b\ud800" + "x" * 100_000)
+    written = capsys.readouterr().err
+    assert written.count("\n") == 1
+    assert written.strip().isprintable()
+    assert len(written) < 2500
+    assert "(100" in written
+
+
+def test_what_strangers_make_uvicorn_say_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_logging("info", "json")
+    for _ in range(100):
+        try:
+            b"\xff".decode()
+        except UnicodeDecodeError:
+            logging.getLogger("uvicorn.error").exception("Invalid UTF-8 sequence received from client.")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert 20 <= len(lines) <= 22
+    assert all(line["level"] == "warning" and "traceback" not in line for line in lines)

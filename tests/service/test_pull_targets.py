@@ -161,3 +161,8 @@ def test_a_missing_file_a_folder_and_a_host_in_a_file_s_address_are_refused(rule
 def test_without_a_folder_no_file_may_be_opened() -> None:
     with pytest.raises(ForbiddenError, match="Files are not allowed"):
         ANY_HOST.admit("file:clip.mp4", "tcp")
+
+
+def test_a_name_that_no_file_system_takes_is_no_address(rules: PullRules) -> None:
+    with pytest.raises(InvalidRequestError, match="no address of a file"):
+        rules.admit("file:" + "a" * 300, "tcp")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 import re
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,6 +17,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from hypothesis.errors import HypothesisDeprecationWarning
 from schemathesis import GenerationMode
 
 from tests.soak.fuzzing_site import BUNDLES, FILES, HOLDERS, mutate
@@ -196,7 +198,10 @@ def _draw(strategy: Any, count: int, number: int) -> list[Any]:
     def keep(case: Any) -> None:
         drawn.append(case)
 
-    keep()
+    with warnings.catch_warnings():
+        # hypothesis takes the random numbers of other threads for ours
+        warnings.simplefilter("ignore", HypothesisDeprecationWarning)
+        keep()
     return drawn
 
 

@@ -30,8 +30,19 @@ HOLDERS: dict[str, tuple[Scope, ...]] = {
     "operate": (Scope.OPERATE,),
     "all": tuple(Scope),
 }
-FILES = ("clip.mp4", "clip.ts", "text.mp4", "deep/clip.ts", "none.mp4", "../secret", "outside.mp4", ".", "")
-BUNDLES = ("same", "small", "broken", "empty", "text", "../default", "none", ".")
+FILES = (
+    "clip.mp4",
+    "clip.ts",
+    "text.mp4",
+    "deep/clip.ts",
+    "none.mp4",
+    "../secret",
+    "outside.mp4",
+    ".",
+    "",
+    "a" * 300,
+)
+BUNDLES = ("same", "small", "broken", "empty", "text", "../default", "none", ".", "a" * 255)
 MOST_STREAMS = 8
 MOST_BYTES = 2**20
 

@@ -57,7 +57,7 @@ def test_the_judgement_can_fail(account: dict[str, Any], spoil: Callable[[dict[s
 
 def test_faults_of_a_real_service_are_found() -> None:
     """A route that fails, a door that lets too many in, and a log that repeats what it is told."""
-    account = run(count=200, seed=2, spoil="broken+careless+talkative")
+    account = run(count=100, seed=2, spoil="broken+careless+talkative")
     found = " ".join(account["found"])
     assert "500: " in found
     assert "where 403 belongs" in found

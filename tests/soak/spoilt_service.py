@@ -1,6 +1,6 @@
 """`python -m tests.soak.spoilt_service NAME[+NAME] serve ...`: the service with faults that fuzzing must find.
 
-broken: every posted picture is answered 500. leaking: each request leaves 40 KB behind. careless: whoever has a
+broken: a stream that does not exist is answered 500. leaking: each request leaves 40 KB behind. careless: whoever has a
 token of any scope may view. talkative: the log has every path, whole and as it came.
 """
 
@@ -13,18 +13,25 @@ from typing import Any
 from service.__main__ import main
 from service.access import doorkeeper
 from service.access.scopes import ANY, Scope, scopes_for
-from service.api import gate, images
+from service.api import gate
 from service.api.gate import Gate
+from service.errors import NotFoundError
+from service.pipeline.pipeline import Pipeline
 
 _LEAK_BYTES = 40 * 1024
 _kept: list[bytearray] = []
 
 
 def _break() -> None:
-    async def fail(*arguments: Any) -> bytes:
-        raise KeyError("a picture")
+    find = Pipeline.find_stream
 
-    images.read_picture = fail
+    def find_or_fail(pipeline: Pipeline, stream_id: str) -> Any:
+        try:
+            return find(pipeline, stream_id)
+        except NotFoundError:
+            raise KeyError(stream_id) from None
+
+    Pipeline.find_stream = find_or_fail  # type: ignore[method-assign]
 
 
 def _leak() -> None:

@@ -1,10 +1,8 @@
-"""What a process and all its children use, from /proc (nothing where there is none), and how it is given back."""
+"""What a process and all its children use, from /proc; nothing where there is no /proc."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,17 +33,6 @@ def measure_tree(pid: int | None) -> Usage:
             continue  # it has ended meanwhile
         processes += 1
     return Usage(cpu_s, memory_bytes, processes)
-
-
-def return_memory() -> None:
-    """Give the system back what this process has freed and its allocator still holds; takes some milliseconds.
-
-    glibc keeps what lies below a block that is in use: after each change of the model it held ten megabytes more.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
-        if trim is not None:
-            trim(0)
 
 
 def list_tree(pid: int) -> list[int]:

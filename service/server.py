@@ -19,10 +19,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.access.origins import is_loopback
+from service.allocator import limit_arenas
 from service.app import STOP_TIMEOUT_S, create_app
 from service.errors import InvalidRequestError, SurgsegError
 from service.logs import set_up_logging
 from service.native_output import log_native_output
+from service.processors import available_cores
 from service.settings import Settings, load_settings
 from service.websocket_protocol import WebSocketProtocol
 
@@ -97,6 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_server(args: argparse.Namespace) -> int:
     """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
     settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
+    limit_arenas(available_cores())
     log_native_output()
     set_up_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from service.allocator import return_memory
 from service.backends.base import Backend
 from service.contract.bundle import Bundle
 from service.errors import (
@@ -26,7 +27,6 @@ from service.pipeline.approval import check_succeeds, name_bundle, open_approved
 from service.pipeline.engine import BackendInfo, Engine, EngineParts
 from service.pipeline.model_terms import ModelTerms
 from service.pipeline.rehearsal import Rehearsal, Rehearsed, make_folder
-from service.processes import return_memory
 from service.settings import Settings
 from service.telemetry import SwapOutcome
 

@@ -17,6 +17,8 @@ PROBLEM = "application/problem+json"
 MOST_PROBLEM_BYTES = 6000
 MOST_LINE_CHARACTERS = 3000
 _FAILED = 1011
+_ENDED = 1006
+FATAL = ("bad frame", "giant")
 NOT_FOR_US = (b"Invalid HTTP request received.", b"Failed to open a WebSocket connection")
 
 
@@ -106,7 +108,9 @@ class SocketJudge:
         faults = [fault for message in answer.received for fault in self._judge_message(socket, message)]
         faults += self._judge_opening(socket, answer)
         has_failed = answer.close_code == _FAILED and _ends_with_failure(answer.received)
-        if answer.close_code not in self._codes and not has_failed:
+        # who breaks the protocol may lose the reason, for the service closes while more is on its way: such is TCP
+        is_lost = answer.close_code == _ENDED and any(kind in FATAL for kind, _ in socket.messages)
+        if answer.close_code not in self._codes and not has_failed and not is_lost:
             faults.append(f"closed with {answer.close_code}")
         return faults
 

@@ -13,15 +13,14 @@ from urllib.parse import urlsplit
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from tests.soak.fuzz_answers import HttpAnswer, SocketAnswer
+from tests.soak.fuzz_answers import FATAL, HttpAnswer, SocketAnswer
 from tests.soak.fuzzed_messages import FuzzedSocket
 from tests.soak.fuzzed_requests import HOST, OPEN_STREAM, FuzzedRequest
 from tests.soak.fuzzing_site import Site
 
-_WAIT_S = 60.0
+_WAIT_S = 120.0
 _QUIET_S = 0.15
 _MOST_READ = 12
-_FATAL = ("bad frame", "giant")
 
 
 class Sender:
@@ -99,7 +98,7 @@ def _talk(connection: ClientConnection, fuzzed: FuzzedSocket) -> SocketAnswer:
                 connection.socket.sendall(message[0])
             else:
                 connection.send(message)
-            if kind in _FATAL:  # whoever sends on while the service closes may lose its reason: such is TCP
+            if kind in FATAL:  # whoever sends on while the service closes may lose its reason: such is TCP
                 answer.received += _read(connection, _QUIET_S, _MOST_READ)
         answer.received += _read(connection, _QUIET_S, _MOST_READ)
     except (

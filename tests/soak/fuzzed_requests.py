@@ -27,7 +27,7 @@ BASE = "http://fuzzed"
 HOST = b"HOST.AND.PORT"
 OPEN_STREAM = "stream-open"
 # a change of the model takes seconds
-_SHARES = {"POST /v1/model/rollback": 0.05, "POST /v1/model": 0.15, "POST /v1/streams": 2.0}
+_SHARES = {"POST /v1/model/rollback": 0.05, "POST /v1/model": 0.1, "POST /v1/streams": 2.0}
 _KIND_SHARES = {"positive aimed": 3.0}
 _SHARE_OF_STRANGE = 0.25
 _BOUNDARY = re.compile(rb"boundary=([0-9a-f]+)")

@@ -79,6 +79,7 @@ def open_site(folder: Path, program: Sequence[str] = ("-m", "service")) -> Site:
         SURGSEG_LOG_FORMAT="json",
         SURGSEG_ADMISSION="off",
         SURGSEG_MAX_STREAMS=str(MOST_STREAMS),
+        SURGSEG_SWAP_LIMIT_S="60",
         SURGSEG_MAX_VIEWERS="3",
         SURGSEG_MAX_REQUESTS="4",
         SURGSEG_MAX_BODY_BYTES=str(MOST_BYTES),

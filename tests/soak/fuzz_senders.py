@@ -21,6 +21,7 @@ from tests.soak.fuzzing_site import Site
 _WAIT_S = 120.0
 _QUIET_S = 0.15
 _MOST_READ = 12
+_MOST_KEPT = 1000
 
 
 class Sender:
@@ -107,6 +108,7 @@ def _talk(connection: ClientConnection, fuzzed: FuzzedSocket) -> SocketAnswer:
     ):  # the service has closed it: its reason is among what can still be read
         answer.received += _read(connection, _QUIET_S, _MOST_READ)
     connection.close()
+    answer.received += _read(connection, 0, _MOST_KEPT)  # what came before the end and was not read yet
     answer.close_code = connection.close_code
     return answer
 

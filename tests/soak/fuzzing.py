@@ -26,7 +26,7 @@ from typing import Any
 
 import httpx
 
-from tests.soak.accounts import describe_process, describe_service, report, wait_settled
+from tests.soak.accounts import describe_process, describe_service, find_service_faults, report, wait_settled
 from tests.soak.fuzz_answers import MOST_LINE_CHARACTERS, HttpJudge, SocketJudge
 from tests.soak.fuzz_senders import Sender
 from tests.soak.fuzzed_messages import FuzzedSocket, SocketMaker
@@ -169,13 +169,11 @@ def _is_proper(line: str) -> bool:
 def find_faults(account: dict[str, Any]) -> list[str]:
     """What must not be, in words."""
     faults = [f"{fault} ({examples[0]})" for fault, examples in account["found"].items()]
-    if not account["alive"] or account["exit code"] != 0:
-        faults.append(f"the service died, or ended with {account['exit code']}")
-    # what killed decoders held was never received, so the sum of both may not be exact for pulled streams
-    if account["log"]["not proper"] or account["log"]["tracebacks"] or account["tracebacks"]:
+    faults += find_service_faults(account)
+    if account["exit code"] != 0:
+        faults.append(f"the service ended with {account['exit code']}")
+    if account["log"]["not proper"] or account["log"]["tracebacks"]:
         faults.append(f"the log: {account['log']}")
-    if account["in the end"]["children"] > 1 or account["in the end"]["zombies"]:
-        faults.append(f"processes are left: {account['in the end']}")
     good = account["good"]
     if good["wrong"] or good["failure"] or good["answered"] != good["pushed"] or not good["pushed"]:
         faults.append(f"the good stream lost frames or got wrong masks: {good}")

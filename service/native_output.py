@@ -22,7 +22,7 @@ _STANDARD_ERROR = 2
 
 
 def log_native_output() -> None:
-    """From now on, and in processes that are started later; to be called once, before logging is set up."""
+    """From now on, and in processes that are started later; to be called once, and logging is set up after it."""
     reading, writing = os.pipe()
     real = os.dup(_STANDARD_ERROR)
     os.set_blocking(writing, False)  # a library that says more than is read loses it, and waits for nobody

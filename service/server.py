@@ -99,14 +99,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_server(args: argparse.Namespace) -> int:
     """`surgseg serve`: serve until a signal, give the exit code. Raises SurgsegError if it cannot start."""
     settings = load_settings(bundle=args.bundle, host=args.host, port=args.port, backend=args.backend)
-    limit_arenas(available_cores())
-    log_native_output()
     set_up_logging(settings.log_level, settings.log_format)
     _check_exposure(settings)
     certificate = _load_certificate(settings)
     listener = _listen(settings.host, settings.port, settings.viewer_timeout_s)
     with listener:
         server = _make_server(settings, listener, certificate)
+        limit_arenas(available_cores())
+        log_native_output()  # from here on the process is the service's alone
+        set_up_logging(settings.log_level, settings.log_format)
         server.run(sockets=[listener])
     if server.failure is not None:
         if isinstance(server.failure, SurgsegError) and not server.is_ready:

@@ -42,8 +42,8 @@ down: ## stop those containers; what they have stored stays
 # process to a core. PyTorch's have processes of their own: one in which OpenVINO had been opened hundreds of times before
 # them ended with a crash, once (docs/caveats.md). Exit code 5 says that the words of ARGS chose nothing of that part.
 test: setup ## run every test (ARGS='-k words' to choose)
-	$(BIN)/python -m pytest --ignore=tests/training --ignore=tests/model_export $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/model_export $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest --ignore=tests/training --ignore=tests/model_export --ignore=tests/contracts $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/contracts tests/model_export $(ARGS) || test $$? -eq 5
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/training $(ARGS) || test $$? -eq 5
 
 test-fast: setup ## run the tests that take moments and need no browser

@@ -75,7 +75,12 @@ def test_units_of_a_decoder_that_is_lost_at_the_end_are_accounted_for(make_rig: 
     os.kill(stream.source.decoder_pid, signal.SIGSTOP)
     stream.finish()
     os.kill(stream.source.decoder_pid, signal.SIGKILL)
-    eventually(lambda: stream.ledger.pending == 0)
+
+    def is_settled() -> bool:
+        mailbox.take()  # what came before the decoder stopped holds its place until it is read
+        return stream.ledger.pending == 0
+
+    eventually(is_settled)
     lost = 20 - stream.ledger.segmented
     assert lost > 0
     assert stream.ledger.dropped == {DropReason.DECODER_LOST: lost}

@@ -211,7 +211,11 @@ def test_changes_leave_nothing_behind(swapper: Server) -> None:
     threads, files, memory_mib = measure()
     for _ in range(2):
         threads_later, files_later, memory_later_mib = measure()
-    assert (threads_later, files_later) == (threads, files)
+    gives_up_at = time.monotonic() + 5  # the connection of the last order may be about to close
+    while (threads_later > threads or files_later > files) and time.monotonic() < gives_up_at:
+        time.sleep(0.05)
+        threads_later, files_later = process.num_threads(), process.num_fds()
+    assert threads_later <= threads and files_later <= files
     assert memory_later_mib < memory_mib + 8
     metrics = httpx.get(f"{swapper.url}/metrics").text
     infos = [line for line in metrics.splitlines() if line.startswith("surgseg_model_info{")]

@@ -206,16 +206,16 @@ def test_changes_leave_nothing_behind(swapper: Server) -> None:
     def measure() -> tuple[int, int, float]:
         for bundle in ("three", "one"):
             assert order(swapper, bundle).status_code == 200
+        gives_up_at = time.monotonic() + WAIT_S
+        while any(each.status == psutil.CONN_ESTABLISHED for each in process.net_connections("tcp")):
+            assert time.monotonic() < gives_up_at, "the connection of the last order is still open"
+            time.sleep(0.02)
         return process.num_threads(), process.num_fds(), process.memory_info().rss / 2**20
 
     threads, files, memory_mib = measure()
     for _ in range(2):
         threads_later, files_later, memory_later_mib = measure()
-    gives_up_at = time.monotonic() + 5  # the connection of the last order may be about to close
-    while (threads_later > threads or files_later > files) and time.monotonic() < gives_up_at:
-        time.sleep(0.05)
-        threads_later, files_later = process.num_threads(), process.num_fds()
-    assert threads_later <= threads and files_later <= files
+    assert (threads_later, files_later) == (threads, files)
     assert memory_later_mib < memory_mib + 8
     metrics = httpx.get(f"{swapper.url}/metrics").text
     infos = [line for line in metrics.splitlines() if line.startswith("surgseg_model_info{")]

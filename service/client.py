@@ -173,8 +173,8 @@ class Client:
         answers may lie unread (see MaskStream). `on_event` is called in the receiving thread with each
         `notice`, `error`, `leaving` and `closing` event, and must not raise; without it they are logged.
         """
-        shutdown: Shutdown = "move" if max_gap_s else "close"
-        query = urlencode({"codec": codec, "mask": mask, "mode": mode, "shutdown": shutdown, **terms})
+        shutdown: dict[str, Shutdown] = {"shutdown": "move"} if max_gap_s else {}
+        query = urlencode({"codec": codec, "mask": mask, "mode": mode, **shutdown, **terms})
         route = Route(
             self._stream_urls,
             f"/v1/stream?{query}",

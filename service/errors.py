@@ -5,9 +5,9 @@ from __future__ import annotations
 MOST_CHARACTERS = 500
 
 
-def shorten(text: str) -> str:
+def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
     """The text, cut where it is long: what a stranger sends must not come back, or be kept, at any length."""
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}... ({len(text)} characters)"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
 class SurgsegError(Exception):

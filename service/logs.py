@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from service.access.rates import TokenBucket
+from service.errors import shorten
 
 _REQUEST: ContextVar[str] = ContextVar("request", default="")
 _IDS = ("stream", "frame")
@@ -36,7 +37,7 @@ class _JsonFormatter(logging.Formatter):
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _cut(record.getMessage()),
+            "message": shorten(record.getMessage(), _MOST_CHARACTERS),
         }
         if request := current_request():
             fields["request"] = request
@@ -50,7 +51,7 @@ class _PlainFormatter(logging.Formatter):
     """A line an event, which a message cannot break into two, and a traceback after it where there is one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = _escape(_cut(record.message), "\\x{:02x}")
+        record.message = _escape(shorten(record.message, _MOST_CHARACTERS), "\\x{:02x}")
         return super().formatMessage(record)
 
 
@@ -95,13 +96,6 @@ class _Calm(logging.Filter):
             return self._lines.take(time.monotonic()) == 0.0
         # It takes a WebSocket that was refused by an HTTP answer for one that was forgotten.
         return record.msg != "ASGI callable returned without completing handshake."
-
-
-def _cut(message: str) -> str:
-    """A message of bounded length, for much of what is logged was sent by strangers."""
-    if len(message) <= _MOST_CHARACTERS:
-        return message
-    return f"{message[:_MOST_CHARACTERS]}... ({len(message)} characters)"
 
 
 def _escape(text: str, form: str) -> str:

@@ -42,4 +42,4 @@ def _read_lines(reading: int) -> None:
         for line in [*whole, rest] if len(rest) > _MOST_BYTES else whole:
             if line and lines.take(time.monotonic()) == 0.0:
                 _log.warning("a library says: %s", line.decode(errors="backslashreplace"))
-        rest = rest[:0] if len(rest) > _MOST_BYTES else rest
+        rest = b"" if len(rest) > _MOST_BYTES else rest

@@ -18,6 +18,7 @@ from service.api.messages import PROBLEM_MEDIA_TYPE
 router = APIRouter()
 
 _SCHEMES = ("bearer", "basic")
+_OF_THE_FRAMEWORK = ("HTTPValidationError", "ValidationError")  # in whose place ours is sent
 _REFUSALS = {
     "4XX": "A problem document (RFC 9457).",
     "503": "A problem document (RFC 9457): busy, starting or ending. `Retry-After` says when to try again.",
@@ -71,10 +72,7 @@ def complete(describe: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, A
         components["securitySchemes"] = {name: {"type": "http", "scheme": name} for name in _SCHEMES}
         schemas = components.setdefault("schemas", {})
         schemas["Problem"] = _PROBLEM
-        for unused in (
-            "HTTPValidationError",
-            "ValidationError",
-        ):  # the framework's, in whose place ours is sent
+        for unused in _OF_THE_FRAMEWORK:
             schemas.pop(unused, None)
         for path, operations in openapi["paths"].items():
             for method, operation in operations.items():

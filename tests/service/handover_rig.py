@@ -51,6 +51,11 @@ class Pusher(threading.Thread):
         except BaseException as error:  # noqa: BLE001 - judged by the test
             self.failure = error
 
+    def begin(self, answers: int = 5) -> None:
+        """Start, and wait until more than so many masks have come."""
+        self.start()
+        wait_until(lambda: len(self.answers) > answers)
+
     def push(self) -> None:
         self.pushed += 1
         self.stream.push(next(self._frames), captured_at_us=self.pushed)

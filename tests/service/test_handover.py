@@ -48,8 +48,7 @@ def test_a_stream_moves_without_a_gap(pair: list[Server], codec: Any, mode: Any)
     with Client([server.url for server in pair]) as client:
         stream = client.stream(codec=codec.split()[0], mode=mode, max_gap_s=10, on_event=events.append)
         pusher = Pusher(stream, frames_of(codec))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 10)
+        pusher.begin(answers=10)
         pair[0].process.send_signal(signal.SIGTERM)
         signalled_at = time.monotonic()
         assert pair[0].process.wait(WAIT_S) == 0

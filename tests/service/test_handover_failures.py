@@ -29,8 +29,7 @@ def test_with_nowhere_to_go_it_is_served_for_half_the_time_and_then_has_a_gap(la
     server = launch_server(SURGSEG_DRAIN_TIMEOUT_S="3")
     with Client(server.url) as client:
         pusher = Pusher(client.stream(max_gap_s=1.0), frames_of("jpeg"))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 5)
+        pusher.begin()
         server.process.send_signal(signal.SIGTERM)
         signalled_at = time.monotonic()
         assert server.process.wait(WAIT_S) == 0
@@ -50,8 +49,7 @@ def test_a_replica_that_dies_while_it_hands_over_costs_a_gap(
     """Held still, it hears neither that the stream has gone on elsewhere nor answers; then it is killed, or not."""
     with Client([server.url for server in pair]) as client:
         pusher = Pusher(client.stream(mode=mode, max_gap_s=20 if is_killed else 6), frames_of("jpeg"))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 5)
+        pusher.begin()
         opener = pusher.stream._route.open_elsewhere
         may_open = threading.Event()
 
@@ -92,8 +90,7 @@ def test_a_key_frame_that_comes_too_late_costs_a_gap(launch_server: Launch, monk
     units = encode_codes(range(100), "h264", keys_every=100)
     with Client([server.url for server in pair]) as client:
         pusher = Pusher(client.stream(codec="h264", max_gap_s=10), itertools.cycle(units))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 10)
+        pusher.begin(answers=10)
         pair[0].process.send_signal(signal.SIGTERM)
         assert pair[0].process.wait(WAIT_S) == 0
         wait_until(lambda: pusher.stream.gaps)
@@ -128,8 +125,7 @@ def test_a_next_replica_that_dies_is_followed_by_another(
 
         stream._follow = follow_late  # type: ignore[method-assign]
         pusher = Pusher(stream, itertools.cycle(PNGS))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 5)
+        pusher.begin()
         pair[0].process.send_signal(signal.SIGTERM if loss == "next" else signal.SIGKILL)
         if loss == "both":
             pair[1].process.kill()
@@ -159,8 +155,7 @@ def test_a_second_signal_ends_the_service_at_once(launch_server: Launch) -> None
     server = launch_server(SURGSEG_DRAIN_TIMEOUT_S="60")
     with Client(server.url) as client:
         pusher = Pusher(client.stream(max_gap_s=0.5), frames_of("jpeg"))
-        pusher.start()
-        wait_until(lambda: len(pusher.answers) > 5)
+        pusher.begin()
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: pusher.stream._handover)
         server.process.send_signal(signal.SIGTERM)

@@ -150,6 +150,5 @@ class PushedStream(LiveStream):
             )
         if error is not None:
             self._callbacks.on_lost(sequence, error)
-        self.ledger.drop(
-            sequence, reason
-        )  # last: while a frame is pending the stream is not taken for settled
+        # last: while a frame is pending the stream is not taken for settled
+        self.ledger.drop(sequence, reason)
